@@ -1,0 +1,54 @@
+"""The Backend seam: where a step's flat arrays become logits and tokens."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from galley.model.spec import ModelSpec
+from galley.runtime.plan import Drawn, Draws, Rows
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Backend(Protocol):
+    """One loaded model with its KV arena on one device.
+
+    Deterministic and batch-invariant: a row's logits depend on its own tokens and positions only, bit for
+    bit, never on its batch mates, on chunk borders or on where its blocks lie (SMP-6).
+
+    Not thread-safe: one thread calls ``run`` and ``sample``, alternately.
+    """
+
+    name: str
+    """``native`` or ``reference``."""
+    isa: str
+    """Instruction set chosen, e.g. ``avx512-vnni``; ``numpy`` for the reference."""
+    threads: int
+    spec: ModelSpec
+    block_size: int
+    """Tokens in a KV block (16)."""
+    num_blocks: int
+    kv_bytes_per_token: int
+    weight_bytes: int
+    """Bytes of weights read by a one-token step (embedding row excluded, LM head included)."""
+    fingerprint: str
+    """Changes when kernels, layouts or numerics change; part of ``system_fingerprint`` and KV keys."""
+
+    def run(self, rows: Rows) -> None:
+        """One forward step: writes KV of all tokens, keeps logits of ``rows.out`` for ``sample``/``logits``.
+
+        Raises EngineFault when the native step fails; KV blocks of the step are then undefined.
+        """
+        ...
+
+    def sample(self, draws: Draws) -> Drawn:
+        """Draw one token for each output row of the last ``run``; ``len(draws) == len(rows.out)``."""
+        ...
+
+    def logits(self) -> "npt.NDArray[np.float32]":
+        """Copy of the last run's logits, float32 [len(rows.out), vocab]. For tests and evaluation."""
+        ...
+
+    def close(self) -> None:
+        """Free weights and KV. Idempotent."""
+        ...

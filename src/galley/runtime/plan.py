@@ -1,0 +1,181 @@
+"""What crosses from the scheduler to the backend in one step: flat arrays, no objects, no numpy.
+
+``array.array`` speaks the buffer protocol, so the native backend reads these without a copy and the core
+stays free of numpy.
+"""
+
+from array import array
+from collections.abc import Sequence
+
+__all__ = ["Drawn", "Draws", "Rows"]
+
+
+class Rows:
+    """The tokens of one step, sequence by sequence.
+
+    Sequence ``s`` contributes the tokens ``tokens[seq_start[s]:seq_start[s+1]]``; the first of them sits at
+    position ``context[s]``, which is also the number of positions already in the KV cache. Its KV blocks, in
+    order, are ``blocks[block_start[s]:block_start[s+1]]`` and cover ``context[s] + n`` positions.
+
+    ``out`` lists the flat token indices whose logits are wanted, ascending. Row ``r`` of every per-output
+    array (logits, Draws, Drawn) belongs to ``out[r]``.
+
+    All arrays are int32 (typecode ``i``).
+    """
+
+    __slots__ = ("block_start", "blocks", "context", "out", "seq_start", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = array("i")
+        self.seq_start = array("i", [0])
+        self.context = array("i")
+        self.blocks = array("i")
+        self.block_start = array("i", [0])
+        self.out = array("i")
+
+    def add(self, tokens: Sequence[int], context: int, blocks: Sequence[int], outputs: int) -> None:
+        """Append one sequence; logits are wanted for its last ``outputs`` tokens (0 for a prompt chunk)."""
+        self.tokens.extend(tokens)
+        end = len(self.tokens)
+        self.seq_start.append(end)
+        self.context.append(context)
+        self.blocks.extend(blocks)
+        self.block_start.append(len(self.blocks))
+        self.out.extend(range(end - outputs, end))
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return len(self.context)
+
+
+class Draws:
+    """Sampling instructions for the output rows of the last ``run``; ``R`` rows.
+
+    Order of operations per row (SMP-1): float32 logits, bans to -inf, bias, repetition, frequency and
+    presence penalties; then greedy, or temperature, min_p, top_k, top_p and a Gumbel-max draw with Philox
+    noise keyed (seed, position, lane, token id) (SMP-4). Ties go to the lowest id.
+
+    Dense, one entry a row:
+        temperature f32 (< 1e-5 is greedy), top_k i32 (<= 0 off), top_p f32 (>= 1 off), min_p f32 (<= 0 off),
+        repetition f32 (1 off), frequency f32, presence f32,
+        seed u64, position i64 (absolute position of the token being drawn), lane i32 (choice number),
+        logprobs i32 (-1 none, else number of alternatives).
+    Ragged, by ``*_start`` (R + 1 entries, i32):
+        bias: ids i32 and values f32; ban: ids i32;
+        seen: ids i32 and counts i32 of every distinct token of prompt and output; count is occurrences in the
+        *output* (0 when only in the prompt). Repetition applies to all of them; frequency and presence to
+        those with count > 0. Present only for rows with a penalty.
+    """
+
+    __slots__ = (
+        "ban_ids",
+        "ban_start",
+        "bias_ids",
+        "bias_start",
+        "bias_values",
+        "frequency",
+        "lane",
+        "logprobs",
+        "min_p",
+        "position",
+        "presence",
+        "repetition",
+        "seed",
+        "seen_counts",
+        "seen_ids",
+        "seen_start",
+        "temperature",
+        "top_k",
+        "top_p",
+    )
+
+    def __init__(self) -> None:
+        self.temperature = array("f")
+        self.top_k = array("i")
+        self.top_p = array("f")
+        self.min_p = array("f")
+        self.repetition = array("f")
+        self.frequency = array("f")
+        self.presence = array("f")
+        self.seed = array("Q")
+        self.position = array("q")
+        self.lane = array("i")
+        self.logprobs = array("i")
+        self.bias_start = array("i", [0])
+        self.bias_ids = array("i")
+        self.bias_values = array("f")
+        self.ban_start = array("i", [0])
+        self.ban_ids = array("i")
+        self.seen_start = array("i", [0])
+        self.seen_ids = array("i")
+        self.seen_counts = array("i")
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.temperature)
+
+    def add(
+        self,
+        *,
+        seed: int,
+        position: int,
+        lane: int,
+        temperature: float,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition: float = 1.0,
+        frequency: float = 0.0,
+        presence: float = 0.0,
+        logprobs: int = -1,
+        bias: dict[int, float] | None = None,
+        ban: Sequence[int] = (),
+        seen: dict[int, int] | None = None,
+    ) -> None:
+        """Append one row."""
+        self.temperature.append(temperature)
+        self.top_k.append(top_k)
+        self.top_p.append(top_p)
+        self.min_p.append(min_p)
+        self.repetition.append(repetition)
+        self.frequency.append(frequency)
+        self.presence.append(presence)
+        self.seed.append(seed & 0xFFFFFFFFFFFFFFFF)
+        self.position.append(position)
+        self.lane.append(lane)
+        self.logprobs.append(logprobs)
+        if bias:
+            self.bias_ids.extend(bias)
+            self.bias_values.extend(bias.values())
+        self.bias_start.append(len(self.bias_ids))
+        self.ban_ids.extend(ban)
+        self.ban_start.append(len(self.ban_ids))
+        if seen:
+            self.seen_ids.extend(seen)
+            self.seen_counts.extend(seen.values())
+        self.seen_start.append(len(self.seen_ids))
+
+
+class Drawn:
+    """What ``Backend.sample`` returns, as plain lists of length R.
+
+    Attributes:
+        ids: sampled token per row.
+        logprobs: raw-model log-probability of the sampled token (nan where not asked for).
+        ranks: its rank under the raw logits, 1 = most likely (0 where not asked for).
+        tops: per row, the asked-for alternatives ``[(id, logprob), …]``, best first (empty where not asked).
+    """
+
+    __slots__ = ("ids", "logprobs", "ranks", "tops")
+
+    def __init__(
+        self,
+        ids: list[int],
+        logprobs: list[float],
+        ranks: list[int],
+        tops: list[list[tuple[int, float]]],
+    ) -> None:
+        self.ids = ids
+        self.logprobs = logprobs
+        self.ranks = ranks
+        self.tops = tops

@@ -1,0 +1,232 @@
+"""Frozen messages that cross a boundary: Request in, Delta and Receipt out.
+
+Everything here is an immutable ``msgspec.Struct``: cheap to make, JSON-ready, and the same across a thread,
+a process or a network. State that changes lives elsewhere (``runtime.job.Job``).
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+"""How a choice may end well. Cancels and faults are not finish reasons: they are ``Receipt.status``."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to draw tokens. The names are those vLLM's users know.
+
+    Range errors are raised by ``runtime.sampling.params.check`` as ``InvalidRequest`` with ``param`` set.
+
+    Attributes:
+        n: choices per prompt, sharing the prompt's KV.
+        temperature: 0 (or < 1e-5) is greedy; ties go to the lowest id.
+        top_k: 0 or -1 switches it off.
+        seed: noise key; None lets Galley choose one and record it on the receipt.
+        stop: strings that end the text; the one that completes earliest wins, ties by list order.
+        stop_token_ids: ids that end the output, besides the model's own end tokens.
+        max_tokens: None means the rest of the context.
+        logprobs: None for none, else how many alternatives beside the sampled token (0..20).
+        logit_bias: token id to additive bias.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop strings as a list."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-5
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for. Exactly one of ``messages`` and ``prompts`` is set."""
+
+    id: str
+    api: str
+    """Which door: ``chat.completions``, ``completions``, ``cli.run``, ``python.generate`` …"""
+    model: str
+    params: SamplingParams
+    created: float
+    """Unix seconds at arrival."""
+    messages: list[dict[str, Any]] | None = None
+    prompts: list[str | list[int]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] = {}
+    add_generation_prompt: bool = True
+    echo: bool = False
+    stream: bool = False
+    tenant: str = "local"
+    user: str | None = None
+    key: str | None = None
+    """Id of the API key (never the key itself)."""
+    metadata: dict[str, str] = {}
+    priority: int = 0
+    """Lower runs first; 0 is normal."""
+    cache_salt: str | None = None
+    max_queue_s: float | None = None
+    max_total_s: float | None = None
+    local_only: bool = True
+    capture: bool = False
+    ignored_params: list[str] = []
+    clamped: dict[str, str] = {}
+    """Every adjustment made to the input, by parameter, in words. Never silently."""
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """Log-probability of one sampled token under the raw model distribution (before temperature)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 is the most likely."""
+    top: list[tuple[int, float]] = []
+    """The ``logprobs`` most likely ids with their log-probabilities, best first."""
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """One piece of output of one choice: at most one per choice and engine step."""
+
+    index: int
+    """prompt number * n + choice number."""
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] | None = None
+    finish: FinishReason | None = None
+    stop: str | int | None = None
+    """Which stop string or stop token id ended it, when one of the request's own did."""
+    cached_tokens: int | None = None
+    """Set on a choice's first delta."""
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts. ``prompt_tokens`` includes ``cached_tokens`` (the OpenAI convention)."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Times(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds, measured on a monotonic clock."""
+
+    queue_s: float = 0.0
+    """Arrival to first scheduled step."""
+    prefill_s: float = 0.0
+    """First scheduled step to first token."""
+    decode_s: float = 0.0
+    """First token to last token."""
+    ttft_s: float | None = None
+    itl_mean_s: float | None = None
+    itl_max_s: float | None = None
+    total_s: float = 0.0
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What the request used of the machine. Modelled from counts, not sampled; see docs/DESIGN.md."""
+
+    computed_tokens: int = 0
+    """Positions run through the model, recomputation included."""
+    recomputed_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    prefill_flop: float = 0.0
+    decode_bytes: float = 0.0
+    """Weight bytes (this request's share of each step) plus KV bytes read while decoding."""
+    kv_byte_seconds: float = 0.0
+    joules: float | None = None
+
+
+class Digests(msgspec.Struct, frozen=True, kw_only=True):
+    """sha256 of what produced the answer; ``engine`` is the system fingerprint of code and ISA."""
+
+    weights: str = ""
+    tokenizer: str = ""
+    template: str = ""
+    engine: str = ""
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model and provider, and why, in full."""
+
+    model: str
+    provider: str
+    rule: str
+    """The rule that chose, e.g. ``fixed``."""
+    reason: str = ""
+    location: str = "local"
+    scores: dict[str, float] = {}
+    propensity: float = 1.0
+    price_version: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """How one choice ended."""
+
+    index: int
+    completion_tokens: int
+    finish: FinishReason | None
+
+
+ReceiptStatus = Literal["ok", "error", "cancelled", "disconnected"]
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """Exactly one per request, on every path. Ledger, audit, metrics and dashboards read these."""
+
+    id: str
+    request_id: str
+    created: float
+    api: str
+    model: str
+    status: ReceiptStatus
+    tenant: str
+    user: str | None
+    key: str | None
+    stream: bool
+    usage: Usage
+    times: Times
+    resources: Resources
+    route: Route | None
+    digests: Digests
+    choices: list[Choice]
+    params: dict[str, Any]
+    """Effective sampling parameters, defaults filled in, with the seed used."""
+    ignored_params: list[str]
+    clamped: dict[str, str]
+    error: dict[str, Any] | None = None
+    metadata: dict[str, str] = {}
+    prompt: Any = None
+    """Only when capture is on."""
+    output: list[str] | None = None
+    """Only when capture is on."""
+    price_lines: list[dict[str, Any]] = []
+    audit_leaf: str | None = None
+    version: str = ""
