@@ -1,0 +1,15 @@
+// Which kernels this processor can run, found before any of them is touched.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace galley {
+
+// Best first; "portable" is always last.
+std::vector<std::string> isa_available();
+// nullptr when unknown here.
+const Kernels* isa_find(const std::string& name);
+
+}  // namespace galley

@@ -1,0 +1,17 @@
+// One instruction set's kernels: the simd header was included before, GALLEY_NS and GALLEY_NAME are defined.
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.hpp"
+
+#include "vector.inc.hpp"
+#include "linear.inc.hpp"
+#include "attend.inc.hpp"
+#include "sample.inc.hpp"
+
+namespace GALLEY_NS {
+extern const Kernels table;
+const Kernels table = {GALLEY_NAME, kMaxTile, linear, quantise, rms_norm, silu_mul, rope, write_kv,
+                       attend, argmax, log_sum_exp, draw};
+}  // namespace GALLEY_NS

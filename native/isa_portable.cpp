@@ -1,0 +1,5 @@
+#define GALLEY_NS galley::portable
+#define GALLEY_NAME "portable"
+#include "kernels.hpp"
+#include "simd_portable.hpp"
+#include "isa.inc.hpp"

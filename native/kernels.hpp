@@ -1,0 +1,103 @@
+// The kernel table: what a step needs from the processor, one implementation per instruction set.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace galley {
+
+// How a matrix is laid out after packing. Rows go in pairs of panels (2 x 16 rows); columns in pairs of groups
+// (2 x 32), so that every record is a whole number of cache lines and a thread reads one sequential stream:
+//   q4:    [group 2][panel 2][4 x 64 B nibbles]  then f16 d[group 2][panel 2][16] (then f16 m, same shape)
+//   q8:    [group 2][panel 2][8 x 64 B int8]     then the same scales
+//   q8s16: as q8, with f16 d[group 2][panel 2][half 2][16]: one scale per 16 columns (Q6_K)
+// In a 64-byte vector, 32-bit lane r holds four consecutive columns of row r; a q4 byte holds column c in its low
+// and column c + 16 in its high nibble.
+//   f16, bf16, f32: [column][panel 2][16], columns not padded
+enum class Layout : int { q4, q4m, q8, q8m, q8s16, f16, bf16, f32 };
+
+constexpr int kPanel = 16, kPair = 32, kGroup = 32, kSuper = 64;
+
+struct Matrix {
+    Layout layout = Layout::f32;
+    int rows = 0, cols = 0;   // logical
+    int pairs = 0;            // ceil(rows / 32)
+    int supers = 0;           // ceil(cols / 64), quantised layouts
+    size_t pair_stride = 0;   // bytes between pairs; gate and up pairs alternate in one stream
+    const uint8_t* data = nullptr;
+    bool quantised() const { return layout < Layout::f16; }
+};
+
+// Activations of T tokens. Quantised form: int8 per group of 32 columns, tokens in tiles so that a micro-kernel walks
+// them sequentially: q[tile][group][token][32]; s, sum, ssum[tile][group][token]. s is the scale, sum the int32 sum of
+// the 32 values, ssum = s * sum (for weights with a minimum). Columns are padded with zeros to a multiple of 64.
+struct Acts {
+    int tokens = 0, cols = 0, groups = 0;  // groups is even
+    const float* x = nullptr;              // [tokens][ldx], always there
+    size_t ldx = 0;
+    int8_t* q = nullptr;
+    float* s = nullptr;
+    int32_t* sum = nullptr;
+    float* ssum = nullptr;
+};
+
+// Tokens are cut into ceil(T / limit) tiles whose sizes differ by at most one.
+struct Tiles {
+    int count, base, extra;
+    Tiles(int tokens, int limit) : count((tokens + limit - 1) / limit), base(count ? tokens / count : 0), extra(count ? tokens % count : 0) {}
+    int start(int i) const { return i * base + (i < extra ? i : extra); }
+    int size(int i) const { return base + (i < extra); }
+};
+
+// One query tile of one kv head against one sequence's pages.
+struct Attend {
+    const float* q;          // [rows][head_dim], scaled and rotated; rows = tokens x group heads
+    int rows, group;         // rows of token i are i*group .. i*group + group - 1
+    int head_dim;
+    int first;               // positions visible to token 0 (token i sees first + i)
+    const uint16_t* kv;      // arena of this layer and head: page b at kv + b * page_stride
+    size_t page_stride;      // in uint16 units, between blocks
+    const int32_t* blocks;
+    float* out;              // row r at out + out_offset(r): token stride and head stride below
+    size_t out_token, out_head;
+    float* scratch;          // attend_scratch() floats
+};
+constexpr int kPage = 16;    // tokens in a KV page: K as [head_dim][16], V as [16][head_dim], f16
+constexpr int kSpan = 512;   // positions handled between two softmax rescalings; a fixed size keeps rows batch-invariant
+
+struct Draw {
+    float temperature, top_p, min_p, repetition, frequency, presence;
+    int top_k, lane;
+    uint64_t seed;
+    int64_t position;
+    const int32_t* bias_ids; const float* bias_values; int biases;
+    const int32_t* ban_ids; int bans;
+    const int32_t* seen_ids; const int32_t* seen_counts; int seen;
+};
+
+struct Kernels {
+    const char* name;
+    int max_tile;
+    // Rows 32*pair .. +31 of W times every token of X into out[tokens][32].
+    void (*linear)(const Matrix& w, const Acts& x, int pair, float* out);
+    // Quantises tokens [t0, t1) of x into tile order.
+    void (*quantise)(const Acts& x, int t0, int t1);
+    void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
+    void (*silu_mul)(const float* gate, const float* up, int n, float* out);
+    // Rotates one head in place: c, s are cos and sin of the rope_dim/2 angles.
+    void (*rope)(float* head, const float* c, const float* s, int rope_dim, bool interleaved);
+    void (*write_kv)(uint16_t* page, int slot, const float* k, const float* v, int head_dim);
+    void (*attend)(const Attend& a);
+    // Highest logit, lowest id on ties.
+    int (*argmax)(const float* x, int n);
+    // log(sum(exp(x))) and how many entries beat x[id] (ties: lower ids).
+    float (*log_sum_exp)(const float* x, int n);
+    int (*draw)(const float* logits, int n, const Draw& d, float* scratch);
+};
+
+size_t attend_scratch(int rows, int head_dim);
+
+namespace avx512vnni { extern const Kernels table; }
+namespace avx2 { extern const Kernels table; }
+namespace portable { extern const Kernels table; }
+
+}  // namespace galley

@@ -1,0 +1,507 @@
+#include "model.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
+#endif
+
+namespace galley {
+
+namespace {
+
+constexpr int kRedundant = 2;   // up to this many tokens every thread quantises for itself: cheaper than a barrier
+constexpr int kQueryTokens = 8; // tokens of one attention work item
+
+// Share `i` of `n` of `total` things, in order.
+std::pair<int, int> share(int total, int i, int n) {
+    return {(int)((int64_t)total * i / n), (int)((int64_t)total * (i + 1) / n)};
+}
+
+template <class T>
+void grow(std::vector<T>& v, size_t n) {
+    if (v.size() < n) v.resize(n);
+}
+
+}  // namespace
+
+size_t attend_scratch(int rows, int head_dim) { return (size_t)rows * (kSpan + head_dim); }
+
+Arena::Arena(size_t bytes) : size_((bytes + (2u << 20) - 1) / (2u << 20) * (2u << 20)) {
+#if defined(__linux__)
+    // Over-allocate by one huge page and start at a boundary, so that huge pages can be used from the first byte on.
+    const size_t huge = 2u << 20;
+    void* p = mmap(nullptr, size_ + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    const uintptr_t at = ((uintptr_t)p + huge - 1) & ~(uintptr_t)(huge - 1);
+    if (at > (uintptr_t)p) munmap(p, at - (uintptr_t)p);
+    const size_t tail = (uintptr_t)p + huge - at;
+    if (tail) munmap((void*)(at + size_), tail);
+    data_ = (uint8_t*)at;
+    madvise(data_, size_, MADV_HUGEPAGE);  // advice: a refusal costs speed, nothing else
+#else
+    data_ = (uint8_t*)std::aligned_alloc(4096, size_);
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_, 0, size_);
+#endif
+}
+
+Arena::~Arena() {
+#if defined(__linux__)
+    munmap(data_, size_);
+#else
+    std::free(data_);
+#endif
+}
+
+void Model::Buffers::fit(int tokens, int cols) {
+    const size_t groups = (size_t)(cols + kSuper - 1) / kSuper * 2;
+    grow(q, (size_t)tokens * groups * 32);
+    grow(s, tokens * groups), grow(ssum, tokens * groups), grow(sum, tokens * groups);
+}
+
+Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks)
+    : shape_(shape), k_(kernels), pool_(threads), blocks_(blocks), vocab_pad_((shape.vocab + 31) / 32 * 32),
+      layers_(shape.layers), own_(pool_.size()), tile_(pool_.size()), attn_scratch_(pool_.size()),
+      draw_scratch_(pool_.size()), next_(shape.layers) {
+    if (shape.head_dim % 16) throw std::invalid_argument("head_dim " + std::to_string(shape.head_dim) + " is not a multiple of 16");
+    if (shape.hidden % 16 || shape.ffn % 16) throw std::invalid_argument("hidden and ffn sizes must be multiples of 16");
+    if (blocks < 1) throw std::invalid_argument("at least one KV block is needed");
+    for (int i = 0; i < shape.rope_dim / 2; i++) {
+        double f = std::pow(shape.rope_base, -2.0 * i / shape.rope_dim) / shape.rope_scale;
+        if (!shape.rope_factors.empty()) f /= shape.rope_factors[i];
+        inv_freq_.push_back(f);
+    }
+    pack(tensors);
+    const size_t page_halves = (size_t)2 * shape.head_dim * kPage;
+    kv_ = std::make_unique<Arena>(page_halves * 2 * shape.kv_heads * shape.layers * blocks);
+}
+
+const Tensor& Model::need(const Tensors& t, const std::string& name, int rows, int cols) const {
+    const auto it = t.find(name);
+    if (it == t.end()) throw std::invalid_argument("tensor " + name + " is missing");
+    if (it->second.rows != rows || it->second.cols != cols)
+        throw std::invalid_argument("tensor " + name + " has shape [" + std::to_string(it->second.rows) + ", " +
+                                    std::to_string(it->second.cols) + "], expected [" + std::to_string(rows) + ", " +
+                                    std::to_string(cols) + "]");
+    return it->second;
+}
+
+const float* Model::keep_vector(const Tensors& t, const std::string& name, int n) {
+    const Tensor& v = need(t, name, 1, n);
+    auto out = std::make_unique<std::vector<float>>(n + 16);
+    dequantise_row(v.type, v.data, n, out->data());
+    vectors_.push_back(std::move(out));
+    return vectors_.back()->data();
+}
+
+void Model::pack(const Tensors& t) {
+    const Shape& s = shape_;
+    const int q = s.q_rows(), kv = s.kv_rows();
+    // What goes into each packed matrix, and where: laid out first, filled by all threads after.
+    struct Part { const Tensor* tensor; int rows; };
+    struct Plan { Matrix* m; std::vector<Part> parts; size_t offset, stride; };
+    std::vector<Plan> plans;
+    size_t total = 0;
+    const auto shape_of = [&](Matrix& m, Layout l, int rows, int cols) {
+        m.layout = l, m.rows = rows, m.cols = cols;
+        m.pairs = (rows + kPair - 1) / kPair;
+        m.supers = (cols + kSuper - 1) / kSuper;
+        if (m.quantised() && cols % kGroup) throw std::invalid_argument("quantised matrix with columns not a multiple of 32");
+    };
+    const auto place = [&](Matrix& m, std::vector<Part> parts, int cols) {
+        int rows = 0;
+        for (const Part& p : parts) rows += p.rows;
+        shape_of(m, layout_for(parts[0].tensor->type), rows, cols);
+        m.pair_stride = pair_bytes(m.layout, cols);
+        plans.push_back({&m, std::move(parts), total, m.pair_stride});
+        total += m.pair_stride * m.pairs;
+    };
+    out_norm_ = keep_vector(t, "output_norm.weight", s.hidden);
+    for (int i = 0; i < s.layers; i++) {
+        const std::string b = "blk." + std::to_string(i) + ".";
+        Layer& l = layers_[i];
+        l.attn_norm = keep_vector(t, b + "attn_norm.weight", s.hidden);
+        l.ffn_norm = keep_vector(t, b + "ffn_norm.weight", s.hidden);
+        if (s.qk_norm) {
+            l.q_norm = keep_vector(t, b + "attn_q_norm.weight", s.head_dim);
+            l.k_norm = keep_vector(t, b + "attn_k_norm.weight", s.head_dim);
+        }
+        if (s.qkv_bias) {
+            auto bias = std::make_unique<std::vector<float>>(q + 2 * kv + 32);
+            const auto fill = [&](const char* name, int n, int at) {
+                const Tensor& v = need(t, b + name, 1, n);
+                dequantise_row(v.type, v.data, n, bias->data() + at);
+            };
+            fill("attn_q.bias", q, 0), fill("attn_k.bias", kv, q), fill("attn_v.bias", kv, q + kv);
+            vectors_.push_back(std::move(bias));
+            l.bias = vectors_.back()->data();
+        }
+        // q, k and v are one matrix where they share a layout; neighbours that do not become segments.
+        const Part parts[3] = {{&need(t, b + "attn_q.weight", q, s.hidden), q},
+                               {&need(t, b + "attn_k.weight", kv, s.hidden), kv},
+                               {&need(t, b + "attn_v.weight", kv, s.hidden), kv}};
+        std::vector<std::vector<Part>> runs;
+        for (const Part& p : parts) {
+            if (runs.empty() || layout_for(runs.back()[0].tensor->type) != layout_for(p.tensor->type)) runs.push_back({});
+            runs.back().push_back(p);
+        }
+        l.qkv.resize(runs.size());
+        int offset = 0;
+        for (size_t r = 0; r < runs.size(); r++) {
+            l.qkv[r].offset = offset;
+            for (const Part& p : runs[r]) offset += p.rows;
+            place(l.qkv[r].w, runs[r], s.hidden);
+        }
+        place(l.o, {{&need(t, b + "attn_output.weight", s.hidden, q), s.hidden}}, q);
+        // gate and up alternate pair by pair, so that a thread that computes both reads one stream
+        const Tensor &gate = need(t, b + "ffn_gate.weight", s.ffn, s.hidden), &up = need(t, b + "ffn_up.weight", s.ffn, s.hidden);
+        shape_of(l.gate, layout_for(gate.type), s.ffn, s.hidden);
+        shape_of(l.up, layout_for(up.type), s.ffn, s.hidden);
+        const size_t gb = pair_bytes(l.gate.layout, s.hidden), ub = pair_bytes(l.up.layout, s.hidden);
+        l.gate.pair_stride = l.up.pair_stride = gb + ub;
+        plans.push_back({&l.gate, {{&gate, s.ffn}}, total, gb + ub});
+        plans.push_back({&l.up, {{&up, s.ffn}}, total + gb, gb + ub});
+        total += (gb + ub) * l.gate.pairs;
+        place(l.down, {{&need(t, b + "ffn_down.weight", s.hidden, s.ffn), s.hidden}}, s.ffn);
+    }
+    embedding_ = need(t, "token_embd.weight", s.vocab, s.hidden);
+    const Tensor& head = t.count("output.weight") ? need(t, "output.weight", s.vocab, s.hidden) : embedding_;
+    place(head_, {{&head, s.vocab}}, s.hidden);
+
+    weights_ = std::make_unique<Arena>(total + 4096);  // room for reads ahead of the last record
+    weight_bytes_ = total;
+    for (Plan& p : plans) p.m->data = weights_->data() + p.offset;
+    std::atomic<int> next{0};
+    pool_.run([&](int) {
+        for (int i; (i = next.fetch_add(1)) < (int)plans.size();) {
+            const Plan& p = plans[i];
+            const Matrix& m = *p.m;
+            for (int pair = 0; pair < m.pairs; pair++) {
+                const uint8_t* rows[kPair];
+                Type types[kPair];
+                for (int r = 0; r < kPair; r++) {
+                    int at = pair * kPair + r;
+                    rows[r] = nullptr, types[r] = p.parts[0].tensor->type;
+                    for (const Part& part : p.parts) {
+                        if (at < part.rows) {
+                            types[r] = part.tensor->type;
+                            rows[r] = part.tensor->data + (size_t)at * row_bytes(types[r], m.cols);
+                            break;
+                        }
+                        at -= part.rows;
+                    }
+                }
+                pack_pair(m.layout, types, rows, m.cols, weights_->data() + p.offset + (size_t)pair * p.stride);
+            }
+        }
+    });
+}
+
+uint16_t* Model::page(int layer, int block, int head) const {
+    const size_t halves = (size_t)2 * shape_.head_dim * kPage;
+    return (uint16_t*)kv_->data() + (((size_t)block * shape_.layers + layer) * shape_.kv_heads + head) * halves;
+}
+
+void Model::check(const Step& s) const {
+    const auto fail = [](const char* what) { throw std::invalid_argument(what); };
+    if (s.seq_start[0] != 0 || s.block_start[0] != 0) fail("step: offsets must start at 0");
+    if (s.seq_start[s.sequences] != s.count || s.block_start[s.sequences] != s.block_count) fail("step: offsets must end at the array's length");
+    for (int i = 0; i < s.sequences; i++) {
+        const int n = s.seq_start[i + 1] - s.seq_start[i], blocks = s.block_start[i + 1] - s.block_start[i];
+        if (n < 1) fail("step: a sequence without tokens");
+        if (s.context[i] < 0 || (int64_t)s.context[i] + n > (int64_t)blocks * kPage) fail("step: block table too short for its context");
+    }
+    for (int i = 0; i < s.count; i++)
+        if (s.tokens[i] < 0 || s.tokens[i] >= shape_.vocab) fail("step: token id outside the vocabulary");
+    for (int i = 0; i < s.block_count; i++)
+        if (s.blocks[i] < 0 || s.blocks[i] >= blocks_) fail("step: block id outside the arena");
+    for (int i = 0; i < s.outputs; i++)
+        if (s.out[i] < 0 || s.out[i] >= s.count || (i && s.out[i] <= s.out[i - 1])) fail("step: output rows must ascend within the step");
+}
+
+void Model::step(const Step& s) {
+    outputs_ = 0;
+    if (s.count == 0) return;
+    check(s);
+    const Shape& m = shape_;
+    const size_t T = s.count;
+    grow(x_, T * m.hidden), grow(qkv_, T * (m.q_rows() + 2 * m.kv_rows())), grow(att_, T * m.q_rows()), grow(h_, T * m.ffn);
+    grow(xo_, (size_t)s.outputs * m.hidden), grow(atto_, (size_t)s.outputs * m.q_rows());
+    grow(logits_, (size_t)s.outputs * vocab_pad_);
+    grow(cos_, T * m.rope_dim / 2), grow(sin_, T * m.rope_dim / 2), grow(seq_of_, T);
+    const int widest = std::max({m.hidden, m.q_rows(), m.ffn});
+    shared_.fit(s.count, widest);
+    grow(shared_.x, T * m.hidden);
+    const int rows = kQueryTokens * (m.heads / m.kv_heads);
+    for (int i = 0; i < pool_.size(); i++) {
+        own_[i].fit(kRedundant, widest);
+        grow(own_[i].x, (size_t)kRedundant * m.hidden);
+        grow(tile_[i], T * kPair * 2);
+        grow(attn_scratch_[i], attend_scratch(rows, m.head_dim) + (size_t)rows * m.head_dim);
+    }
+    decode_only_ = true;
+    for (int i = 0; i < s.sequences; i++) {
+        if (s.seq_start[i + 1] - s.seq_start[i] > 1) decode_only_ = false;
+        for (int t = s.seq_start[i]; t < s.seq_start[i + 1]; t++) seq_of_[t] = i;
+    }
+    for (auto& n : next_) n.store(0, std::memory_order_relaxed);
+    pool_.run([&](int thread) { forward(s, thread); });
+    outputs_ = s.outputs;
+}
+
+Acts Model::prepared(const float* x, size_t ldx, int cols, int tokens, int thread, bool quantise) {
+    Buffers& b = tokens <= kRedundant ? own_[thread] : shared_;
+    Acts a;
+    a.tokens = tokens, a.cols = cols, a.groups = (cols + kSuper - 1) / kSuper * 2;
+    a.x = x, a.ldx = ldx;
+    a.q = b.q.data(), a.s = b.s.data(), a.sum = b.sum.data(), a.ssum = b.ssum.data();
+    if (!quantise) return a;
+    if (tokens <= kRedundant) {
+        k_.quantise(a, 0, tokens);
+    } else {
+        const auto [t0, t1] = share(tokens, thread, pool_.size());
+        k_.quantise(a, t0, t1);
+        pool_.barrier();
+    }
+    return a;
+}
+
+Acts Model::normed(const float* x, const float* weight, int tokens, int thread, bool quantise) {
+    const int n = shape_.hidden;
+    if (tokens <= kRedundant) {
+        float* out = own_[thread].x.data();
+        for (int t = 0; t < tokens; t++) k_.rms_norm(x + (size_t)t * n, weight, shape_.rms_eps, n, out + (size_t)t * n);
+        return prepared(out, n, n, tokens, thread, quantise);
+    }
+    float* out = shared_.x.data();
+    const auto [t0, t1] = share(tokens, thread, pool_.size());
+    for (int t = t0; t < t1; t++) k_.rms_norm(x + (size_t)t * n, weight, shape_.rms_eps, n, out + (size_t)t * n);
+    if (!quantise) pool_.barrier();
+    return prepared(out, n, n, tokens, thread, quantise);
+}
+
+void Model::project(const std::vector<Segment>& segments, const Acts& a, float* out, size_t ldo, const float* bias, int thread) {
+    float* tile = tile_[thread].data();
+    for (const Segment& s : segments) {
+        const auto [p0, p1] = share(s.w.pairs, thread, pool_.size());
+        for (int p = p0; p < p1; p++) {
+            k_.linear(s.w, a, p, tile);
+            const int col = s.offset + p * kPair, n = std::min(kPair, s.w.rows - p * kPair);
+            for (int t = 0; t < a.tokens; t++) {
+                float* o = out + t * ldo + col;
+                const float* v = tile + (size_t)t * kPair;
+                if (bias) for (int i = 0; i < n; i++) o[i] = v[i] + bias[col + i];
+                else std::memcpy(o, v, sizeof(float) * n);
+            }
+        }
+    }
+}
+
+void Model::accumulate(const Matrix& w, const Acts& a, float* x, size_t ldx, int thread) {
+    float* tile = tile_[thread].data();
+    const auto [p0, p1] = share(w.pairs, thread, pool_.size());
+    for (int p = p0; p < p1; p++) {
+        k_.linear(w, a, p, tile);
+        const int n = std::min(kPair, w.rows - p * kPair);
+        for (int t = 0; t < a.tokens; t++) {
+            float* o = x + t * ldx + p * kPair;
+            const float* v = tile + (size_t)t * kPair;
+            for (int i = 0; i < n; i++) o[i] += v[i];
+        }
+    }
+}
+
+// Norm, rotation and scaling of one token's query heads under one kv head into q; its key and value into the cache.
+void Model::rotate_and_write(const Step& s, int layer, int seq, int token, int head, float* q) {
+    const Shape& m = shape_;
+    const Layer& l = layers_[layer];
+    const int group = m.heads / m.kv_heads, hd = m.head_dim, half = m.rope_dim / 2;
+    float* row = qkv_.data() + (size_t)token * (m.q_rows() + 2 * m.kv_rows());
+    const float *c = cos_.data() + (size_t)token * half, *sn = sin_.data() + (size_t)token * half;
+    float* k = row + m.q_rows() + head * hd;
+    const float* v = row + m.q_rows() + m.kv_rows() + head * hd;
+    if (l.k_norm) k_.rms_norm(k, l.k_norm, m.rms_eps, hd, k);
+    k_.rope(k, c, sn, m.rope_dim, m.rope_interleaved);
+    const int pos = s.context[seq] + token - s.seq_start[seq];
+    k_.write_kv(page(layer, s.blocks[s.block_start[seq] + pos / kPage], head), pos % kPage, k, v, hd);
+    const float scale = 1.0f / std::sqrt((float)hd);
+    for (int g = 0; g < group; g++) {
+        float* h = row + (size_t)(head * group + g) * hd;
+        if (l.q_norm) k_.rms_norm(h, l.q_norm, m.rms_eps, hd, h);
+        k_.rope(h, c, sn, m.rope_dim, m.rope_interleaved);
+        for (int i = 0; i < hd; i++) h[i] *= scale;
+        if (q) std::memcpy(q + (size_t)g * hd, h, sizeof(float) * hd);
+    }
+}
+
+// Every sequence has one token: whoever takes (sequence, kv head) writes its key and value and attends at once.
+void Model::attend_decode(const Step& s, int layer, int thread) {
+    const Shape& m = shape_;
+    const int group = m.heads / m.kv_heads, hd = m.head_dim, items = s.sequences * m.kv_heads;
+    float* q = attn_scratch_[thread].data();
+    for (int i; (i = next_[layer].fetch_add(1, std::memory_order_relaxed)) < items;) {
+        const int seq = i / m.kv_heads, head = i % m.kv_heads;
+        rotate_and_write(s, layer, seq, seq, head, q);
+        Attend a{q, group, group, hd, s.context[seq] + 1, page(layer, 0, head), 0, s.blocks + s.block_start[seq],
+                 att_.data() + (size_t)seq * m.q_rows() + (size_t)head * group * hd, (size_t)m.q_rows(), (size_t)hd,
+                 q + (size_t)group * hd};
+        a.page_stride = (size_t)2 * hd * kPage * m.kv_heads * m.layers;
+        k_.attend(a);
+    }
+}
+
+void Model::attend_chunks(const Step& s, int layer, int thread) {
+    const Shape& m = shape_;
+    const int group = m.heads / m.kv_heads, hd = m.head_dim;
+    {
+        const auto [t0, t1] = share(s.count, thread, pool_.size());
+        for (int t = t0; t < t1; t++)
+            for (int h = 0; h < m.kv_heads; h++) rotate_and_write(s, layer, seq_of_[t], t, h, nullptr);
+    }
+    pool_.barrier();
+    float* q = attn_scratch_[thread].data();
+    int first_item = 0, item = next_[layer].fetch_add(1, std::memory_order_relaxed);
+    for (int seq = 0; seq < s.sequences; seq++) {
+        const int n = s.seq_start[seq + 1] - s.seq_start[seq], tiles = (n + kQueryTokens - 1) / kQueryTokens;
+        const int items = tiles * m.kv_heads;
+        for (; item < first_item + items; item = next_[layer].fetch_add(1, std::memory_order_relaxed)) {
+            // the last tiles see most positions: longest work first
+            const int tile = tiles - 1 - (item - first_item) / m.kv_heads, head = (item - first_item) % m.kv_heads;
+            const int i0 = tile * kQueryTokens, nt = std::min(kQueryTokens, n - i0), t0 = s.seq_start[seq] + i0;
+            for (int t = 0; t < nt; t++)
+                std::memcpy(q + (size_t)t * group * hd,
+                            qkv_.data() + (size_t)(t0 + t) * (m.q_rows() + 2 * m.kv_rows()) + (size_t)head * group * hd,
+                            sizeof(float) * group * hd);
+            Attend a{q, nt * group, group, hd, s.context[seq] + i0 + 1, page(layer, 0, head), 0, s.blocks + s.block_start[seq],
+                     att_.data() + (size_t)t0 * m.q_rows() + (size_t)head * group * hd, (size_t)m.q_rows(), (size_t)hd,
+                     q + (size_t)nt * group * hd};
+            a.page_stride = (size_t)2 * hd * kPage * m.kv_heads * m.layers;
+            k_.attend(a);
+        }
+        first_item += items;
+    }
+}
+
+void Model::forward(const Step& s, int thread) {
+    const Shape& m = shape_;
+    const int threads = pool_.size(), H = m.hidden;
+    {
+        const auto [t0, t1] = share(s.count, thread, threads);
+        const size_t bytes = row_bytes(embedding_.type, H);
+        const int half = m.rope_dim / 2;
+        for (int t = t0; t < t1; t++) {
+            dequantise_row(embedding_.type, embedding_.data + (size_t)s.tokens[t] * bytes, H, x_.data() + (size_t)t * H);
+            const double pos = s.context[seq_of_[t]] + t - s.seq_start[seq_of_[t]];
+            for (int i = 0; i < half; i++) {
+                const double angle = pos * inv_freq_[i];
+                cos_[(size_t)t * half + i] = (float)std::cos(angle);
+                sin_[(size_t)t * half + i] = (float)std::sin(angle);
+            }
+        }
+        pool_.barrier();
+    }
+    float *x = x_.data(), *att = att_.data();
+    int T = s.count;
+    for (int i = 0; i < m.layers; i++) {
+        const Layer& l = layers_[i];
+        bool quantised = false;
+        for (const Segment& g : l.qkv) quantised |= g.w.quantised();
+        const Acts a = normed(x, l.attn_norm, T, thread, quantised);
+        project(l.qkv, a, qkv_.data(), m.q_rows() + 2 * m.kv_rows(), l.bias, thread);
+        pool_.barrier();
+        if (decode_only_) attend_decode(s, i, thread);
+        else attend_chunks(s, i, thread);
+        pool_.barrier();
+        if (i == m.layers - 1 && s.outputs < T) {
+            // Past the last attention a token matters only if its logits are wanted.
+            const auto [r0, r1] = share(s.outputs, thread, threads);
+            for (int r = r0; r < r1; r++) {
+                std::memcpy(xo_.data() + (size_t)r * H, x + (size_t)s.out[r] * H, sizeof(float) * H);
+                std::memcpy(atto_.data() + (size_t)r * m.q_rows(), att + (size_t)s.out[r] * m.q_rows(), sizeof(float) * m.q_rows());
+            }
+            x = xo_.data(), att = atto_.data(), T = s.outputs;
+            pool_.barrier();
+            if (T == 0) return;
+        }
+        const Acts o = prepared(att, m.q_rows(), m.q_rows(), T, thread, l.o.quantised());
+        accumulate(l.o, o, x, H, thread);
+        pool_.barrier();
+        const Acts f = normed(x, l.ffn_norm, T, thread, l.gate.quantised() || l.up.quantised());
+        {
+            float *g = tile_[thread].data(), *u = g + (size_t)T * kPair;
+            const auto [p0, p1] = share(l.gate.pairs, thread, threads);
+            for (int p = p0; p < p1; p++) {
+                k_.linear(l.gate, f, p, g);
+                k_.linear(l.up, f, p, u);
+                const int n = std::min(kPair, m.ffn - p * kPair);
+                for (int t = 0; t < T; t++)
+                    k_.silu_mul(g + (size_t)t * kPair, u + (size_t)t * kPair, n, h_.data() + (size_t)t * m.ffn + p * kPair);
+            }
+        }
+        pool_.barrier();
+        const Acts d = prepared(h_.data(), m.ffn, m.ffn, T, thread, l.down.quantised());
+        accumulate(l.down, d, x, H, thread);
+        pool_.barrier();
+    }
+    if (T == 0) return;
+    const Acts a = normed(x, out_norm_, T, thread, head_.quantised());
+    float* tile = tile_[thread].data();
+    const auto [p0, p1] = share(head_.pairs, thread, threads);
+    for (int p = p0; p < p1; p++) {
+        k_.linear(head_, a, p, tile);
+        for (int t = 0; t < T; t++)
+            std::memcpy(logits_.data() + (size_t)t * vocab_pad_ + p * kPair, tile + (size_t)t * kPair, sizeof(float) * kPair);
+    }
+}
+
+std::vector<DrawnRow> Model::sample(const DrawArrays& d) {
+    if (d.rows != outputs_) throw std::invalid_argument("sample: rows do not match the last step's outputs");
+    const int n = shape_.vocab;
+    const auto check = [&](const int32_t* start, const int32_t* ids, const char* what) {
+        for (int i = 0; i < start[d.rows]; i++)
+            if (ids[i] < 0 || ids[i] >= n) throw std::invalid_argument(std::string("sample: ") + what + " id outside the vocabulary");
+    };
+    check(d.bias_start, d.bias_ids, "bias"), check(d.ban_start, d.ban_ids, "ban"), check(d.seen_start, d.seen_ids, "seen");
+    std::vector<DrawnRow> out(d.rows);
+    for (auto& s : draw_scratch_) grow(s, (size_t)2 * n + 64);
+    const auto row = [&](int r, int thread) {
+        const float* x = logits_.data() + (size_t)r * vocab_pad_;
+        const Draw one{d.temperature[r], d.top_p[r], d.min_p[r], d.repetition[r], d.frequency[r], d.presence[r], d.top_k[r],
+                       d.lane[r], d.seed[r], d.position[r],
+                       d.bias_ids + d.bias_start[r], d.bias_values + d.bias_start[r], d.bias_start[r + 1] - d.bias_start[r],
+                       d.ban_ids + d.ban_start[r], d.ban_start[r + 1] - d.ban_start[r],
+                       d.seen_ids + d.seen_start[r], d.seen_counts + d.seen_start[r], d.seen_start[r + 1] - d.seen_start[r]};
+        DrawnRow& o = out[r];
+        o.id = k_.draw(x, n, one, draw_scratch_[thread].data());
+        if (d.logprobs[r] < 0) return;
+        const float lse = k_.log_sum_exp(x, n), mine = x[o.id];
+        o.logprob = mine - lse;
+        o.rank = 1;
+        for (int i = 0; i < n; i++) o.rank += x[i] > mine || (x[i] == mine && i < o.id);
+        const size_t want = std::min(d.logprobs[r], n);
+        auto& top = o.top;  // kept sorted, best first; want is at most twenty
+        for (int i = 0; i < n && want; i++) {
+            if (top.size() == want && x[i] <= top.back().second) continue;
+            const auto at = std::upper_bound(top.begin(), top.end(), x[i], [](float v, const auto& e) { return v > e.second; });
+            top.insert(at, {i, x[i]});
+            if (top.size() > want) top.pop_back();
+        }
+        for (auto& e : top) e.second -= lse;
+    };
+    if (d.rows < 2) {
+        for (int r = 0; r < d.rows; r++) row(r, 0);
+    } else {
+        std::atomic<int> next{0};
+        pool_.run([&](int thread) {
+            for (int r; (r = next.fetch_add(1)) < d.rows;) row(r, thread);
+        });
+    }
+    return out;
+}
+
+}  // namespace galley

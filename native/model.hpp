@@ -1,0 +1,147 @@
+// One decoder with its weights, KV arena and scratch: a step is one call.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+#include "pack.hpp"
+#include "pool.hpp"
+
+namespace galley {
+
+struct Shape {
+    int layers, hidden, ffn, heads, kv_heads, head_dim, vocab;
+    float rms_eps;
+    double rope_base, rope_scale;
+    int rope_dim;
+    bool rope_interleaved, qkv_bias, qk_norm;
+    std::vector<float> rope_factors;  // empty or rope_dim / 2
+    int q_rows() const { return heads * head_dim; }
+    int kv_rows() const { return kv_heads * head_dim; }
+};
+
+struct Tensor {
+    Type type;
+    int rows, cols;
+    const uint8_t* data;
+};
+using Tensors = std::map<std::string, Tensor>;
+
+// Zeroed pages from the system, given back on destruction; huge where the kernel agrees.
+class Arena {
+   public:
+    explicit Arena(size_t bytes);
+    ~Arena();
+    Arena(const Arena&) = delete;
+    uint8_t* data() const { return data_; }
+    size_t size() const { return size_; }
+
+   private:
+    uint8_t* data_ = nullptr;
+    size_t size_;
+};
+
+// The flat arrays of one step (runtime/plan.py, Rows).
+struct Step {
+    const int32_t *tokens, *seq_start, *context, *blocks, *block_start, *out;
+    int count, sequences, block_count, outputs;
+};
+
+// The flat arrays of one sampling call (runtime/plan.py, Draws).
+struct DrawArrays {
+    int rows;
+    const float *temperature, *top_p, *min_p, *repetition, *frequency, *presence;
+    const int32_t *top_k, *lane, *logprobs;
+    const uint64_t* seed;
+    const int64_t* position;
+    const int32_t *bias_start, *bias_ids, *ban_start, *ban_ids, *seen_start, *seen_ids, *seen_counts;
+    const float* bias_values;
+};
+
+struct DrawnRow {
+    int id = 0, rank = 0;
+    float logprob = 0;
+    std::vector<std::pair<int, float>> top;
+};
+
+class Model {
+   public:
+    // Throws std::invalid_argument naming the tensor when one is missing or has the wrong shape or size.
+    Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks);
+
+    // Throws std::invalid_argument when an index is out of range; nothing has been written then.
+    void step(const Step& s);
+    std::vector<DrawnRow> sample(const DrawArrays& d);
+
+    const float* logits() const { return logits_.data(); }
+    int outputs() const { return outputs_; }
+    int logits_stride() const { return vocab_pad_; }
+    const Shape& shape() const { return shape_; }
+    int threads() const { return pool_.size(); }
+    int blocks() const { return blocks_; }
+    const char* isa() const { return k_.name; }
+    size_t weight_bytes() const { return weight_bytes_; }
+    size_t kv_bytes_per_token() const { return (size_t)shape_.layers * shape_.kv_rows() * 2 * sizeof(uint16_t); }
+
+   private:
+    struct Segment {  // a matrix and the first column of the fused output it fills
+        Matrix w;
+        int offset;
+    };
+    struct Layer {
+        std::vector<Segment> qkv;
+        Matrix o, gate, up, down;
+        const float *attn_norm, *ffn_norm, *q_norm = nullptr, *k_norm = nullptr;
+        const float* bias = nullptr;
+    };
+    struct Buffers {  // activations of one linear input, quantised
+        std::vector<int8_t> q;
+        std::vector<float> s, ssum;
+        std::vector<int32_t> sum;
+        std::vector<float> x;
+        void fit(int tokens, int cols);
+    };
+
+    const Tensor& need(const Tensors& t, const std::string& name, int rows, int cols) const;
+    const float* keep_vector(const Tensors& t, const std::string& name, int n);
+    void pack(const Tensors& t);
+    void check(const Step& s) const;
+    void forward(const Step& s, int thread);
+    void project(const std::vector<Segment>& segments, const Acts& a, float* out, size_t ldo, const float* bias, int thread);
+    void accumulate(const Matrix& w, const Acts& a, float* x, size_t ldx, int thread);
+    void attend_decode(const Step& s, int layer, int thread);
+    void attend_chunks(const Step& s, int layer, int thread);
+    void rotate_and_write(const Step& s, int layer, int seq, int token, int head, float* q);
+    Acts normed(const float* x, const float* weight, int tokens, int thread, bool quantise);
+    Acts prepared(const float* x, size_t ldx, int cols, int tokens, int thread, bool quantise);
+    uint16_t* page(int layer, int block, int head) const;
+
+    Shape shape_;
+    const Kernels& k_;
+    Pool pool_;
+    int blocks_, vocab_pad_;
+    size_t weight_bytes_ = 0;
+    std::unique_ptr<Arena> weights_, kv_;
+    std::vector<std::unique_ptr<std::vector<float>>> vectors_;
+    std::vector<Layer> layers_;
+    const float* out_norm_ = nullptr;
+    Matrix head_;
+    Tensor embedding_{};
+
+    // Scratch, grown on demand before a step enters the pool.
+    std::vector<float> x_, qkv_, att_, h_, xo_, atto_, logits_, cos_, sin_;
+    std::vector<double> inv_freq_;
+    std::vector<int> seq_of_;
+    Buffers shared_;
+    std::vector<Buffers> own_;                 // one a thread: small steps quantise redundantly, without a barrier
+    std::vector<std::vector<float>> tile_, attn_scratch_, draw_scratch_;
+    std::vector<std::atomic<int>> next_;       // work counters, one a layer
+    int outputs_ = 0;
+    bool decode_only_ = false;
+};
+
+}  // namespace galley

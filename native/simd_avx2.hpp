@@ -1,0 +1,107 @@
+// Sixteen lanes as two AVX2 registers (with FMA and F16C). Included only by a translation unit compiled for it.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace GALLEY_NS {
+
+struct vf { __m256 a, b; };
+struct vi { __m256i a, b; };
+struct vb { __m256i a, b; };
+
+constexpr int kMaxTile = 2;    // two tokens x 32 rows fill sixteen registers
+constexpr int kQueryRows = 3;
+constexpr int kBias8 = 0;      // maddubs(|w|, sign(x, w)) takes signed weights without a bias
+
+inline vf zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline vf set1(float x) { const __m256 v = _mm256_set1_ps(x); return {v, v}; }
+inline vf load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, vf x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+inline vf load_f16(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+inline void store_f16(uint16_t* p, vf x) {
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i*)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline vf load_bf16(const uint16_t* p) {
+    const auto one = [](const uint16_t* q) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)q)), 16));
+    };
+    return {one(p), one(p + 8)};
+}
+inline vf add(vf x, vf y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline vf sub(vf x, vf y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline vf mul(vf x, vf y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline vf div(vf x, vf y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline vf fma(vf x, vf y, vf z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline vf vmax(vf x, vf y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline vf vmin(vf x, vf y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline vf vabs(vf x) {
+    const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    return {_mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m)};
+}
+inline vf round_even(vf x) {
+    constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+}
+inline vf exp2i(vf n) {
+    const auto one = [](__m256 v) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127)), 23));
+    };
+    return {one(n.a), one(n.b)};
+}
+inline vf where_less(vf x, vf y, vf then, vf other) {
+    return {_mm256_blendv_ps(other.a, then.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
+            _mm256_blendv_ps(other.b, then.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
+}
+inline vf keep_first(vf x, int n, float other) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256 o = _mm256_set1_ps(other);
+    return {_mm256_blendv_ps(o, x.a, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane))),
+            _mm256_blendv_ps(o, x.b, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8), lane)))};
+}
+
+inline vi iset1(int32_t x) { const __m256i v = _mm256_set1_epi32(x); return {v, v}; }
+inline vf to_float(vi x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline void store_i8(int8_t* p, vf x) {
+    // packs works in 128-bit halves: put the four quarters back in order with one permutation
+    const __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+    const __m256i o = _mm256_permute4x64_epi64(w, 0xd8);
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(o), _mm256_extracti128_si256(o, 1)));
+}
+
+inline vb load_bytes(const uint8_t* p) {
+    return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))};
+}
+inline vb low_nibbles(vb x) {
+    const __m256i m = _mm256_set1_epi8(0x0f);
+    return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
+inline vb high_nibbles(vb x) {
+    const __m256i m = _mm256_set1_epi8(0x0f);
+    return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
+}
+inline vb prepare8(vb x) { return x; }
+struct quad { __m256i v; };
+inline quad load_quad(const int8_t* p) {
+    int32_t x;
+    std::memcpy(&x, p, 4);
+    return {_mm256_set1_epi32(x)};
+}
+inline vi dot4(vi acc, vb w, quad x) {
+    const __m256i one = _mm256_set1_epi16(1);  // 15*127*2 fits int16: no saturation
+    return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, x.v), one)),
+            _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, x.v), one))};
+}
+inline vi dot8(vi acc, vb w, quad x) {
+    const __m256i one = _mm256_set1_epi16(1);  // 128*127*2 = 32512 fits int16
+    const auto half = [&](__m256i c, __m256i v) {
+        return _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(x.v, v)), one));
+    };
+    return {half(acc.a, w.a), half(acc.b, w.b)};
+}
+
+}  // namespace GALLEY_NS

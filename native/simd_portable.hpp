@@ -1,0 +1,74 @@
+// Sixteen lanes in plain C++, for any processor; the compiler vectorises what it can.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "half.hpp"
+
+namespace GALLEY_NS {
+
+struct vf { float v[16]; };
+struct vi { int32_t v[16]; };
+struct vb { uint8_t v[64]; };
+
+constexpr int kMaxTile = 2;
+constexpr int kQueryRows = 2;
+constexpr int kBias8 = 0;
+
+#define GALLEY_LANES(expr) vf r; for (int i = 0; i < 16; i++) r.v[i] = (expr); return r
+inline vf zero() { GALLEY_LANES(0.0f); }
+inline vf set1(float x) { GALLEY_LANES(x); }
+inline vf load(const float* p) { vf r; std::memcpy(r.v, p, 64); return r; }
+inline void store(float* p, const vf& a) { std::memcpy(p, a.v, 64); }
+inline vf load_f16(const uint16_t* p) { GALLEY_LANES(half_to_float(p[i])); }
+inline void store_f16(uint16_t* p, const vf& a) { for (int i = 0; i < 16; i++) p[i] = float_to_half(a.v[i]); }
+inline vf load_bf16(const uint16_t* p) { GALLEY_LANES(bf16_to_float(p[i])); }
+inline vf add(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] + b.v[i]); }
+inline vf sub(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] - b.v[i]); }
+inline vf mul(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] * b.v[i]); }
+inline vf div(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] / b.v[i]); }
+inline vf fma(const vf& a, const vf& b, const vf& c) { GALLEY_LANES(a.v[i] * b.v[i] + c.v[i]); }
+inline vf vmax(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+inline vf vmin(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+inline vf vabs(const vf& a) { GALLEY_LANES(std::fabs(a.v[i])); }
+// Adding and taking away 1.5 * 2^23 rounds to nearest even for |x| < 2^22, which is all the callers need.
+inline vf round_even(const vf& a) { GALLEY_LANES((a.v[i] + 12582912.0f) - 12582912.0f); }
+inline vf exp2i(const vf& n) {
+    vf r;
+    for (int i = 0; i < 16; i++) {
+        const int32_t bits = ((int32_t)n.v[i] + 127) << 23;
+        std::memcpy(&r.v[i], &bits, 4);
+    }
+    return r;
+}
+inline vf where_less(const vf& a, const vf& b, const vf& then, const vf& other) {
+    GALLEY_LANES(a.v[i] < b.v[i] ? then.v[i] : other.v[i]);
+}
+inline vf keep_first(const vf& a, int n, float other) { GALLEY_LANES(i < n ? a.v[i] : other); }
+#undef GALLEY_LANES
+
+inline vi iset1(int32_t x) { vi r; for (int i = 0; i < 16; i++) r.v[i] = x; return r; }
+inline vf to_float(const vi& a) { vf r; for (int i = 0; i < 16; i++) r.v[i] = (float)a.v[i]; return r; }
+inline void store_i8(int8_t* p, const vf& a) {
+    const vf r = round_even(a);
+    for (int i = 0; i < 16; i++) p[i] = (int8_t)(int32_t)r.v[i];
+}
+inline vb load_bytes(const uint8_t* p) { vb r; std::memcpy(r.v, p, 64); return r; }
+inline vb low_nibbles(const vb& a) { vb r; for (int i = 0; i < 64; i++) r.v[i] = a.v[i] & 15; return r; }
+inline vb high_nibbles(const vb& a) { vb r; for (int i = 0; i < 64; i++) r.v[i] = a.v[i] >> 4; return r; }
+inline vb prepare8(const vb& a) { return a; }
+struct quad { int8_t v[4]; };
+inline quad load_quad(const int8_t* p) { quad r; std::memcpy(r.v, p, 4); return r; }
+inline vi dot4(vi acc, const vb& w, quad x) {
+    for (int i = 0; i < 16; i++)
+        acc.v[i] += w.v[4 * i] * x.v[0] + w.v[4 * i + 1] * x.v[1] + w.v[4 * i + 2] * x.v[2] + w.v[4 * i + 3] * x.v[3];
+    return acc;
+}
+inline vi dot8(vi acc, const vb& w, quad x) {
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 4; j++) acc.v[i] += (int8_t)w.v[4 * i + j] * x.v[j];
+    return acc;
+}
+
+}  // namespace GALLEY_NS
