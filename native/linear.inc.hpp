@@ -5,6 +5,7 @@
 namespace GALLEY_NS {
 
 inline constexpr int kRecord4 = 1024, kRecord8 = 2048;
+inline constexpr int kAhead = 2304;  // bytes: covers memory latency once a record takes more than a hundred cycles
 
 template <int M, bool MIN>
 static void tile_q4(const uint8_t* w, int supers, const int8_t* xq, const float* xs, const int32_t* xsum, const float* xss,
@@ -17,8 +18,8 @@ static void tile_q4(const uint8_t* w, int supers, const int8_t* xq, const float*
 #pragma GCC unroll 2
         for (int g = 0; g < 2; g++) {
             const uint8_t* wg = w + g * 512;
-            // Far enough ahead to cover memory latency once a record takes more than a hundred cycles.
-            for (int c = 0; c < 512; c += 64) __builtin_prefetch(wg + c + 2 * bytes);
+
+            for (int c = 0; c < 512; c += 64) __builtin_prefetch(wg + c + kAhead);
             vi dot[M][2];
             for (int t = 0; t < M; t++) dot[t][0] = dot[t][1] = iset1(MIN ? 0 : -8 * xsum[t]);
 #pragma GCC unroll 4
@@ -206,9 +207,7 @@ static void quantise(const Acts& x, int t0, int t1) {
             const float top = hmax(vmax(vabs(a), vabs(b)));
             // Below the smallest normal number there is nothing to represent, and 127/top would overflow.
             const float inv = top > 1e-30f ? 127.0f / top : 0.0f, s = top > 1e-30f ? top / 127.0f : 0.0f;
-            store_i8(q, mul(a, set1(inv))), store_i8(q + 16, mul(b, set1(inv)));
-            int32_t sum = 0;
-            for (int k = 0; k < 32; k++) sum += q[k];
+            const int32_t sum = store_i8(q, mul(a, set1(inv)), mul(b, set1(inv)));
             x.s[o] = s, x.sum[o] = sum, x.ssum[o] = s * (float)sum;
         }
     }

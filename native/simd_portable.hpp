@@ -50,9 +50,19 @@ inline vf keep_first(const vf& a, int n, float other) { GALLEY_LANES(i < n ? a.v
 
 inline vi iset1(int32_t x) { vi r; for (int i = 0; i < 16; i++) r.v[i] = x; return r; }
 inline vf to_float(const vi& a) { vf r; for (int i = 0; i < 16; i++) r.v[i] = (float)a.v[i]; return r; }
-inline void store_i8(int8_t* p, const vf& a) {
-    const vf r = round_even(a);
-    for (int i = 0; i < 16; i++) p[i] = (int8_t)(int32_t)r.v[i];
+inline int32_t store_i8(int8_t* p, const vf& a, const vf& b) {
+    const vf x = round_even(a), y = round_even(b);
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) {
+        p[i] = (int8_t)(int32_t)x.v[i], p[16 + i] = (int8_t)(int32_t)y.v[i];
+        sum += p[i] + p[16 + i];
+    }
+    return sum;
+}
+inline float hmax(const vf& a) {
+    float m = a.v[0];
+    for (int i = 1; i < 16; i++) m = m > a.v[i] ? m : a.v[i];
+    return m;
 }
 inline vb load_bytes(const uint8_t* p) { vb r; std::memcpy(r.v, p, 64); return r; }
 inline vb low_nibbles(const vb& a) { vb r; for (int i = 0; i < 64; i++) r.v[i] = a.v[i] & 15; return r; }

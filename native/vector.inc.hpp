@@ -11,14 +11,6 @@ inline float hsum(vf a) {
         for (int i = 0; i < w; i++) v[i] += v[i + w];
     return v[0];
 }
-inline float hmax(vf a) {
-    alignas(64) float v[16];
-    store(v, a);
-    for (int w = 8; w; w >>= 1)
-        for (int i = 0; i < w; i++) v[i] = v[i] > v[i + w] ? v[i] : v[i + w];
-    return v[0];
-}
-
 // e^x, relative error about 2e-7 (Cody-Waite reduction, Cephes polynomial); 0 below -87.3, capped at e^88.
 inline vf vexp(vf x) {
     const vf lo = set1(-87.3f);
