@@ -1,4 +1,4 @@
-"""GGUF reader: header, metadata and tensor table of a mapped file. It knows bytes, not models.
+"""GGUF reader: header, metadata and tensor table of a mapped file.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 
@@ -165,8 +165,51 @@ class _Cursor:
         return array
 
     def _strings(self, count: int) -> list[str]:
-        """The hot loop of opening a model: vocabularies are 50 000 to 250 000 strings."""
         self.need(8 * count, f"an array of {count} strings")
+        fast = self._short_strings(count)
+        return self._any_strings(count) if fast is None else fast
+
+    def _short_strings(self, count: int) -> list[str] | None:
+        """The hot loop of opening a model, where vocabularies are 50 000 to 250 000 short strings.
+
+        Takes each length from its lowest byte alone, then checks all lengths at once and decodes all
+        strings at once. None, with nothing read, when the array is not of that kind or is damaged.
+        """
+        if not count:
+            return []
+        # Bytes index twice as fast as a map; a short string takes at most 8 + 255 bytes.
+        data = bytes(self.buffer[self.pos : self.pos + count * 263])
+        pos = 0
+        starts: list[int] = []
+        add = starts.append
+        try:
+            for _ in range(count):
+                add(pos)
+                pos += 8 + data[pos]
+        except IndexError:
+            return None
+        if pos > len(data):
+            return None
+        where = np.array(starts, dtype=np.int64)
+        region = np.frombuffer(data, dtype=np.uint8, count=pos).copy()
+        text = np.ones(pos, dtype=np.bool_)
+        for byte in range(1, 8):
+            if region[where + byte].any():
+                return None
+            text[where + byte] = False
+        region[where] = 0
+        joined = region[text].tobytes()
+        if joined.count(b"\0") != count:
+            return None
+        # Joined text can be valid UTF-8 only if every piece is: a NUL never continues a sequence.
+        try:
+            out = joined.decode("utf-8").split("\0")
+        except UnicodeDecodeError:
+            return None
+        self.pos += pos
+        return out[1:]
+
+    def _any_strings(self, count: int) -> list[str]:
         buffer, pos, size = self.buffer, self.pos, self.size
         unpack: Callable[[Any, int], tuple[Any, ...]] = _U64.unpack_from
         out: list[str] = []
