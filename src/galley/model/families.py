@@ -87,7 +87,12 @@ class _Metadata:
             return default
         if isinstance(value, np.ndarray):
             # Some converters write one number per layer; equal ones mean the same as a single number.
-            if value.ndim != 1 or value.size == 0 or value.dtype.kind not in "iu" or (value != value[0]).any():
+            if (
+                value.ndim != 1
+                or value.size == 0
+                or value.dtype.kind not in "iu"
+                or (value != value[0]).any()
+            ):
                 raise self.fault(key, "differs from layer to layer, which Galley does not support")
             value = int(value[0])
         if not isinstance(value, int) or isinstance(value, bool):
@@ -262,7 +267,11 @@ def _check_tensors(gguf: GGUF, spec: ModelSpec) -> None:
     known = wanted.keys() | {"rope_freqs.weight"}
     for name in gguf.tensors:
         # Old converters store RoPE's constant frequencies per layer; they say nothing new.
-        if name not in known and not name.endswith("rope_freqs.weight") and not name.endswith("rot_embd.weight"):
+        if (
+            name not in known
+            and not name.endswith("rope_freqs.weight")
+            and not name.endswith("rot_embd.weight")
+        ):
             raise BadModelFile(
                 gguf.path, f"tensor {name}", f"is not part of the {spec.arch} architecture Galley runs"
             )

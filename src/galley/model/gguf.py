@@ -35,32 +35,9 @@ MAX_NAME = 1 << 10
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-_SCALARS: dict[int, struct.Struct] = {
-    0: struct.Struct("<B"),
-    1: struct.Struct("<b"),
-    2: struct.Struct("<H"),
-    3: struct.Struct("<h"),
-    4: _U32,
-    5: struct.Struct("<i"),
-    6: struct.Struct("<f"),
-    _BOOL: struct.Struct("<B"),
-    10: _U64,
-    11: struct.Struct("<q"),
-    12: struct.Struct("<d"),
-}
-_DTYPES: dict[int, str] = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    _BOOL: "<u1",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
+_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {kind: struct.Struct("<" + code) for kind, code in _CODES.items()}
+_DTYPES = {kind: np.dtype(code).newbyteorder("<") for kind, code in _CODES.items()}
 _WITHDRAWN = {4, 5, 31, 32, 33, 36, 37, 38}
 
 
@@ -95,7 +72,9 @@ class _Cursor:
 
     def need(self, count: int, what: str) -> None:
         if count > self.size - self.pos:
-            raise self.fault(f"{what} needs {count} bytes, {self.size - self.pos} remain: the file is truncated")
+            raise self.fault(
+                f"{what} needs {count} bytes, {self.size - self.pos} remain: the file is truncated"
+            )
 
     def u32(self, what: str) -> int:
         self.need(4, what)
@@ -224,7 +203,9 @@ class _Cursor:
         except struct.error:
             raise self.fault(f"string {len(out)} of {count} is cut off: the file is truncated") from None
         except UnicodeDecodeError as error:
-            raise self.fault(f"string {len(out)} is not UTF-8: {error.reason} at byte {error.start}") from None
+            raise self.fault(
+                f"string {len(out)} is not UTF-8: {error.reason} at byte {error.start}"
+            ) from None
         self.pos = pos
         return out
 
@@ -319,11 +300,14 @@ class GGUF:
         version = cursor.u32("the version")
         if version not in (2, 3):
             if version and version & 0xFFFF == 0:
-                raise cursor.fault("the file is big-endian; Galley reads little-endian files", hint="convert it")
+                raise cursor.fault("the file is big-endian; Galley reads little-endian", hint="convert it")
             raise cursor.fault(f"GGUF version {version} is not supported (2 and 3 are)")
         tensors, keys = cursor.u64("the tensor count"), cursor.u64("the key count")
-        # A tensor entry takes at least 32 bytes (name length, 1 letter, rank, a dimension, type, offset), a key 14.
-        for what, count, limit, least in (("tensors", tensors, MAX_TENSORS, 33), ("keys", keys, MAX_KEYS, 14)):
+        # The least an entry takes: name, rank, a dimension, type and offset; or name, type and value.
+        for what, count, limit, least in (
+            ("tensors", tensors, MAX_TENSORS, 33),
+            ("keys", keys, MAX_KEYS, 14),
+        ):
             if count > limit:
                 raise cursor.fault(f"{count} {what} are over the limit {limit}")
             cursor.need(count * least, f"a table of {count} {what}")

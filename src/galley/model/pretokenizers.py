@@ -81,7 +81,9 @@ _DEFAULT = PreTokenizer(patterns=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "default": _DEFAULT,
-    **dict.fromkeys(("gpt-2", "phi-2", "gigachat", "mpt", "olmo", "jais", "trillion", "granite-docling"), _PLAIN),
+    **dict.fromkeys(
+        ("gpt-2", "phi-2", "gigachat", "mpt", "olmo", "jais", "trillion", "granite-docling"), _PLAIN
+    ),
     **dict.fromkeys(
         ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS
     ),

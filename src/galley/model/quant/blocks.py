@@ -209,7 +209,9 @@ def tensor_nbytes(kind: GGMLType, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor of ``shape`` (columns last). ValueError if a row is not a whole number of blocks."""
     block, nbytes = BLOCKS[kind]
     if not shape or shape[-1] % block:
-        raise ValueError(f"rows of {shape[-1] if shape else 0} values are no multiple of the {kind.name} block {block}")
+        raise ValueError(
+            f"rows of {shape[-1] if shape else 0} values are no multiple of the {kind.name} block {block}"
+        )
     return prod(shape) // block * nbytes
 
 
@@ -224,7 +226,9 @@ def dequantize(raw: Bytes, kind: GGMLType, shape: tuple[int, ...]) -> Floats:
         raise ValueError(f"no decoder for tensor type {kind.name}")
     expected = tensor_nbytes(kind, shape)
     if raw.dtype != np.uint8 or raw.size != expected:
-        raise ValueError(f"{kind.name} of shape {shape} takes {expected} bytes, got {raw.size} of {raw.dtype}")
+        raise ValueError(
+            f"{kind.name} of shape {shape} takes {expected} bytes, got {raw.size} of {raw.dtype}"
+        )
     block, nbytes = BLOCKS[kind]
     rows = np.ascontiguousarray(raw).reshape(-1, nbytes)
     out = np.empty((rows.shape[0], block), dtype=np.float32)
