@@ -232,9 +232,9 @@ class GGUF:
         for index in range(key_count):
             cursor.field = f"metadata[{index}]"
             key = cursor.string("the key", MAX_NAME)
-            cursor.field = f"metadata[{key}]"
             if not key:
-                raise cursor.fault(f"key {index} is empty")
+                raise cursor.fault("the key is empty")
+            cursor.field = f"metadata[{key}]"
             if key in self.metadata:
                 raise cursor.fault("the key appears twice")
             self.metadata[key] = cursor.value(cursor.u32("the value type"))
