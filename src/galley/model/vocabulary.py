@@ -303,9 +303,9 @@ def from_json(make: Callable[[Merger, "Vocabulary"], T], path: Path) -> T:
     for entry in added.values():
         types[entry.id] = CONTROL if entry.control else USER
 
-    source["added_tokens"] = []
-    source["post_processor"] = None
     bytelevel = "ByteLevel" in json.dumps([source.get("pre_tokenizer"), source.get("decoder")])
+    source["added_tokens"] = []
+    source["post_processor"] = source["decoder"] = None  # neither is used here
     schemes = [] if bytelevel else _take_metaspace(source)
     try:
         merger = Merger.from_str(json.dumps(source))

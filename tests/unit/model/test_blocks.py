@@ -49,7 +49,7 @@ def test_chunks_join_without_a_seam() -> None:
 def test_wrong_sizes_and_types_are_refused() -> None:
     with pytest.raises(ValueError, match="takes 18 bytes"):
         dequantize(np.zeros(17, np.uint8), GGMLType.Q4_0, (32,))
-    with pytest.raises(ValueError, match="whole|multiple"):
+    with pytest.raises(ValueError, match="32"):
         dequantize(np.zeros(18, np.uint8), GGMLType.Q4_0, (31,))
     with pytest.raises(ValueError, match="IQ4_XS"):
         dequantize(np.zeros(136, np.uint8), GGMLType.IQ4_XS, (256,))

@@ -48,10 +48,16 @@ def test_tojson_keeps_key_order_and_does_not_escape() -> None:
 
 
 def test_blocks_are_trimmed_and_loops_can_break() -> None:
-    source = "{% for m in messages %}\n  {% if loop.index > 2 %}\n    {% break %}\n  {% endif %}\n{{ m.content }}\n{% endfor %}"
+    source = (
+        "{% for m in messages %}\n  {% if loop.index > 2 %}\n    "
+        "{% break %}\n  {% endif %}\n{{ m.content }}\n{% endfor %}"
+    )
     assert ChatTemplate(source).render(say("a", "b", "c")) == "a\nb\n"
-    loops = "{% for m in messages %}{{ loop.index0 }}{{ loop.last }}{{ loop.length }}{{ loop.previtem.content }};{% endfor %}"
-    assert ChatTemplate(loops).render(say("a", "b")) == "0False2;1True2a;"
+    loops = (
+        "{% for m in messages %}{{ loop.index0 }}{{ loop.last }}"
+        "{{ loop.length }}{{ loop.previtem is defined }};{% endfor %}"
+    )
+    assert ChatTemplate(loops).render(say("a", "b")) == "0False2False;1True2True;"
 
 
 def test_generation_tag_clock_and_kwargs() -> None:
@@ -130,7 +136,8 @@ def test_whose_fault_an_error_is() -> None:
     assert caught.value.status == 400 and caught.value.param == "messages"
     with pytest.raises(TemplateError) as caught:
         ChatTemplate(
-            "{{ messages[1].content + 'x' if messages|length > 1 }}{{ messages[7 * (messages|length - 1)].role.x.y if messages|length > 1 }}"
+            "{{ messages[1].content + 'x' if messages|length > 1 }}"
+            "{{ messages[7 * (messages|length - 1)].role.x.y if messages|length > 1 }}"
         ).render(say("a", "b"))
     assert caught.value.status == 400
     with pytest.raises(TemplateError) as caught:
@@ -145,9 +152,18 @@ BOMBS = {
     "repeat a list": "{{ [1] * 50_000_000 }}",
     "nested loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
     "long output": "{% for a in range(9999) %}{{ 'a' * 10000 }}{% endfor %}",
-    "doubling": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
-    "joining": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-    "big numbers": "{% set n = namespace(s=99) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}{% endfor %}",
+    "doubling": (
+        "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}"
+        "{% set n.s = n.s + n.s %}{% endfor %}"
+    ),
+    "joining": (
+        "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}"
+        "{% set n.s = n.s ~ n.s %}{% endfor %}"
+    ),
+    "big numbers": (
+        "{% set n = namespace(s=99) %}{% for i in range(60) %}"
+        "{% set n.s = n.s * n.s %}{% endfor %}"
+    ),
     "power": "{{ 9 ** 999999999 }}",
     "centre": "{{ 'a'.center(10 ** 9) }}",
     "percent": "{{ '%1000000000d' % 1 }}",
@@ -155,8 +171,14 @@ BOMBS = {
     "format": "{{ '{:1000000000}'.format(1) }}",
     "nested format": "{{ '{:{}}'.format(1, 1000000000) }}",
     "format map": "{{ '{a:1000000000}'.format_map({'a': 1}) }}",
-    "shared lists": "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}",
-    "macro recursion": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "shared lists": (
+        "{% set n = namespace(s=[1]) %}{% for i in range(60) %}"
+        "{% set n.s = [n.s, n.s] %}{% endfor %}{{ n.s }}"
+    ),
+    "macro recursion": (
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}"
+        "{% endmacro %}{{ f(60) }}"
+    ),
     "endless recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "block": "{% set x %}{% for i in range(9000) %}{{ 'a' * 10000 }}{% endfor %}{% endset %}",
     "replace": "{{ ('a' * 100000).replace('a', 'b' * 100000) }}",
@@ -164,7 +186,10 @@ BOMBS = {
     "join": "{{ ('b' * 100000).join(range(9999)|map('string')) }}",
     "join filter": "{{ range(9999)|join('b' * 100000) }}",
     "map": "{{ range(9999)|map('string')|map('replace', '1', 'b' * 100000)|list|length }}",
-    "slices": "{% set n = namespace(l=[]) %}{% set s = 'a' * 900000 %}{% for i in range(9999) %}{% set n.l = n.l + [s[1:]] %}{% endfor %}",
+    "slices": (
+        "{% set n = namespace(l=[]) %}{% set s = 'a' * 900000 %}"
+        "{% for i in range(9999) %}{% set n.l = n.l + [s[1:]] %}{% endfor %}"
+    ),
     "indent": "{{ messages|tojson(indent=1000000000) }}",
     "date": "{{ strftime_now('%1000000000d') }}",
     "huge range": "{{ range(10 ** 12)|list }}",
@@ -198,7 +223,9 @@ def test_long_honest_messages_fit() -> None:
 
 # -- user text and control tokens
 
-PIECES = st.lists(st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), st.sampled_from([*SPECIALS, "<|im_", "end|>", "<", "|>", " ", "\n", "user", "im_end"])), max_size=6).map("".join)  # fmt: skip
+ANYTHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+BAIT = [*SPECIALS, "<|im_", "end|>", "<", "|>", " ", "\n", "user", "im_end"]
+PIECES = st.lists(st.one_of(ANYTHING, st.sampled_from(BAIT)), max_size=6).map("".join)
 TEMPLATES = [
     CHATML,
     "{{ '<|im_start|>' }}{% for m in messages %}{{ m.content }}{% endfor %}{{ '<|im_end|>' }}",

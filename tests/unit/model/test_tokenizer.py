@@ -80,9 +80,9 @@ def test_round_trip_without_control_ids(tokenizer: Tokenizer, parts: list[str]) 
 
 
 def test_user_defined_tokens_are_read_from_plain_text_longest_first(tmp_path: Path) -> None:
-    tokens = [*SPECIALS, *byte_letters(), "<think>", "<think>>"]
-    types = [3] * 3 + [1] * 256 + [4, 4]
-    tokenizer = tiny(tmp_path, tokens=tokens, types=types, merges=[])
+    tokens = [*SPECIALS, *byte_letters(), "<think>", "<think>>", "he"]
+    types = [3] * 3 + [1] * 256 + [4, 4, 1]
+    tokenizer = tiny(tmp_path, tokens=tokens, types=types, merges=["h e"])
     ids = tokenizer.encode("<think>>a<think>")
     assert ids[0] == 260 and ids[-1] == 259 and not tokenizer.is_special(259)
     assert tokenizer.decode(ids) == "<think>>a<think>"
@@ -90,8 +90,8 @@ def test_user_defined_tokens_are_read_from_plain_text_longest_first(tmp_path: Pa
 
 def test_turn_ends_typed_as_normal_tokens_are_made_control(tmp_path: Path) -> None:
     """Old converters marked ``<|im_end|>`` as normal or user-defined; then a user could end a turn."""
-    types = [3, 3, 4] + [1] * 256
-    tokenizer = tiny(tmp_path, tokens=[*SPECIALS, *byte_letters()], types=types, merges=[])
+    types = [3, 3, 4] + [1] * 257
+    tokenizer = tiny(tmp_path, tokens=[*SPECIALS, *byte_letters(), "he"], types=types, merges=["h e"])
     assert tokenizer.is_special(2) and 2 in tokenizer.eos_ids
     assert 2 not in tokenizer.encode("<|im_end|>")
 
@@ -205,7 +205,9 @@ def test_tokenizer_json_gives_the_same_ids(tmp_path: Path, tokenizer: Tokenizer)
     ]
     source = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "pre_tokenizer": {
+            "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True
+        },
         "post_processor": None, "decoder": {"type": "ByteLevel"},
         "model": {"type": "BPE", "vocab": vocab, "merges": ["h e", "l l"]},
     }  # fmt: skip
