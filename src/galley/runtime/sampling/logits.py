@@ -84,21 +84,19 @@ def _draw_row(values: Floats, draws: Draws, row: int) -> int:
 def _truncate(values: Floats, min_p: float, top_k: int, top_p: float) -> Ids:
     """Ids that stay, ascending. Mass is summed in float64 in descending order, ties by ascending id."""
     kept: Ids = np.flatnonzero(values > -np.inf)
-    # Relative to the most likely token, so the softmax's denominator cancels.
-    mass = np.exp((values[kept] - values.max()).astype(np.float64))
+    peak = values.max()
     if min_p > 0:
-        stay = mass >= min_p
-        # min_p of 1 keeps the most likely; nothing above 1 is accepted by the parameters' check.
-        kept, mass = kept[stay], mass[stay]
+        # p >= min_p * max(p), with the softmax's denominator cancelled.
+        kept = kept[values[kept] >= peak + np.log(np.float32(min_p))]
     cut_k, cut_p = 0 < top_k < len(kept), top_p < 1
     if not (cut_k or cut_p):
         return kept
     order = np.argsort(-values[kept], kind="stable")
-    kept, mass = kept[order], mass[order]
+    kept = kept[order]
     if cut_k:
-        kept, mass = kept[:top_k], mass[:top_k]
+        kept = kept[:top_k]
     if cut_p:
-        total = np.cumsum(mass)
+        total = np.cumsum(np.exp((values[kept] - peak).astype(np.float64)))
         enough = int(np.searchsorted(total, top_p * total[-1], side="left")) + 1
         kept = kept[:enough]
     return np.sort(kept)

@@ -35,13 +35,11 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def uniform(seed: int, position: int, lane: int, token_ids: npt.NDArray[np.int64]) -> Floats:
-    """One number in the open interval (0, 1) for each token id, float32 [len(token_ids)].
+    """One number in (0, 1] for each token id, float32 [len(token_ids)].
 
     Key: the seed's low and high word. Counter: (token_id >> 2, lane, position low, position high); a token
-    takes word ``token_id & 3``, so four neighbours share one evaluation. Of the 32 bits the upper 23 are
-    used, at the middle of their interval: ``(x >> 9) * 2**-23 + 2**-24`` is exact in float32 and below 1. (One
-    bit more and the largest value would round to 1, whose Gumbel noise is infinite: such a token would win any
-    draw, once in 2**24.)
+    takes word ``token_id & 3``, so four neighbours share one evaluation. The word x becomes
+    ``float32(x) * 2**-32 + 2**-33``, rounded to nearest: fine-grained near 0, never 0.
     """
     ids = np.asarray(token_ids, dtype=np.int64)
     blocks, where = np.unique(ids >> 2, return_inverse=True)
@@ -51,11 +49,19 @@ def uniform(seed: int, position: int, lane: int, token_ids: npt.NDArray[np.int64
     counter[:, 2] = position & 0xFFFFFFFF
     counter[:, 3] = (position >> 32) & 0xFFFFFFFF
     words = philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
-    bits = words[where.reshape(-1), ids & 3] >> np.uint32(9)
-    return bits.astype(np.float32) * np.float32(2.0**-23) + np.float32(2.0**-24)
+    x = words[where.reshape(-1), ids & 3].astype(np.float32)
+    values: Floats = x * np.float32(2.0**-32) + np.float32(2.0**-33)
+    return values
 
 
 def gumbel(seed: int, position: int, lane: int, token_ids: npt.NDArray[np.int64]) -> Floats:
-    """Standard Gumbel noise ``-log(-log(u))``, float32, finite for every counter."""
-    noise: Floats = -np.log(-np.log(uniform(seed, position, lane, token_ids)))
+    """Standard Gumbel noise ``-log(-log(1 - v))``, float32, at most 22.9.
+
+    The large variates, which decide draws, come from small v, where float32 is fine-grained: with ``log(v)``
+    they would come from v near 1 in steps of 2**-24, and 1 itself would be infinite noise that wins any draw.
+    v = 1 gives minus infinity here, which merely loses.
+    """
+    v = uniform(seed, position, lane, token_ids)
+    with np.errstate(divide="ignore"):
+        noise: Floats = -np.log(-np.log1p(-v))
     return noise

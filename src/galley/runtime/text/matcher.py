@@ -19,8 +19,8 @@ class Matcher:
     __slots__ = ("_best", "_fail", "_goto", "held", "patterns")
 
     held: list[int]
-    """Per state: length of the longest suffix that is a *proper* prefix of some pattern (TXT-4). Text before it
-    can no longer belong to a match."""
+    """Per state: length of the longest suffix that is a *proper* prefix of some pattern (TXT-4). Text before
+    it can no longer belong to a match."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         """Raises ValueError for an empty pattern, which would match everywhere."""

@@ -32,16 +32,17 @@ class Piece(NamedTuple):
     stop: str | None
     """The stop string that completed, or None."""
     kept: int
-    """How many of the pushed ids count: all, or those up to the one that completed the stop string (TXT-4)."""
+    """How many of the pushed ids count: all, or those up to the one that completed the stop (TXT-4)."""
 
 
 class TextStream:
     """The text of one choice as its ids arrive. O(1) amortised per byte.
 
-    The concatenation of everything returned equals ``tokenizer.decode`` of the kept ids, cut at the stop string
-    (TXT-1). Bytes are joined before they are decoded, so U+FFFD appears only where the whole output is invalid
-    UTF-8. Only the output's own bytes are decoded: whatever the prompt ended with, nothing of it appears (TXT-2);
-    continuation bytes of a character the prompt began are invalid on their own and show as U+FFFD.
+    The concatenation of everything returned equals ``tokenizer.decode`` of the kept ids, cut at the stop
+    string (TXT-1). Bytes are joined before they are decoded, so U+FFFD appears only where the whole output is
+    invalid UTF-8. Only the output's own bytes are decoded: whatever the prompt ended with, nothing of it
+    appears (TXT-2); continuation bytes of a character the prompt began are invalid on their own and show as
+    U+FFFD.
 
     Not thread-safe.
     """
@@ -97,22 +98,24 @@ class TextStream:
         self.stop = None
 
     def push(self, ids: list[int]) -> Piece:
-        """Take the ids of one step. After a stop string nothing more counts: the piece is empty, ``kept`` 0."""
+        """Take the ids of one step. After a stop string nothing counts: an empty piece, ``kept`` 0."""
         if self.stop is not None:
             return Piece("", self.stop, 0)
         out: list[str] = []
         for index, token in enumerate(ids):
             self._count += 1
-            out.append(self._read(self._decoder.decode(self._bytes(token))))
-            if self.stop is not None:
-                return Piece("".join(out), self.stop, index + 1)
+            text, stop = self._read(self._decoder.decode(self._bytes(token)))
+            out.append(text)
+            if stop is not None:
+                self.stop = stop
+                return Piece("".join(out), stop, index + 1)
         return Piece("".join(out), None, len(ids))
 
     def flush(self, reason: FinishReason) -> str:
         """The end: text still held back, and U+FFFD for an unfinished character (TXT-5).
 
-        A beginning of a stop string that never completed is text like any other, whether the length ran out or
-        an end token came. After a completed stop string nothing is left; filtered content is not shown.
+        A beginning of a stop string that never completed is text like any other, whether the length ran out
+        or an end token came. After a completed stop string nothing is left; filtered content is not shown.
         """
         held, self._held, self._state = self._held, "", 0
         tail = self._decoder.decode(b"", final=True)
@@ -137,22 +140,22 @@ class TextStream:
         """Whether this vocabulary opens a text with a space of its own."""
         return self._tokenizer.decode([token], start=True) != self._tokenizer.decode([token])
 
-    def _read(self, text: str) -> str:
-        """What of the held and the new text is certain now."""
+    def _read(self, text: str) -> tuple[str, str | None]:
+        """What of the held and the new text is certain now, and the stop string that completed in it."""
         matcher = self._matcher
         if matcher is None or not text:
-            return text
+            return text, None
         state = self._state
         for index, char in enumerate(text):
             state = matcher.step(state, char)
             found = matcher.match(state)
             if found >= 0 and self._count >= self._min_tokens:
-                self.stop = matcher.patterns[found]
+                stop = matcher.patterns[found]
                 shown = self._held + text[: index + 1]
                 self._held, self._state = "", 0
-                return shown if self._include_stop else shown[: len(shown) - len(self.stop)]
+                return (shown if self._include_stop else shown[: len(shown) - len(stop)]), stop
         self._state = state
         whole = self._held + text
         sure = len(whole) - matcher.held[state]
         self._held = whole[sure:]
-        return whole[:sure]
+        return whole[:sure], None
