@@ -1,4 +1,4 @@
-"""Every family's forward against transformers in float32 (logits stored by tests/oracles/make_families.py)."""
+"""Every family's forward against transformers in float32 (logits from tests/oracles/make_families.py)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
+
 from galley.model.spec import ModelSpec
 from galley.runtime.backend.base import Backend
 from galley.runtime.backend.reference import ReferenceBackend

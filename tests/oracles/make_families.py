@@ -1,4 +1,4 @@
-"""Make tests/data/families: tiny random models of each family as GGUF, with the logits transformers gives them.
+"""Make tests/data/families: tiny random models as GGUF, with the logits transformers gives them.
 
 Needs torch, transformers and gguf, none of which the tests need: run it by hand and commit what it writes.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from galley.errors import EngineFault
 from galley.runtime.plan import Drawn, Draws
 from galley.runtime.sampling.logits import draw
@@ -17,7 +18,7 @@ def one(logits: list[float], **row: Any) -> Drawn:
     return draw(np.array([logits], dtype=np.float32), draws)
 
 
-def support(logits: list[float], n: int = 400, **row: Any) -> set[int]:
+def support(logits: list[float], n: int = 200, **row: Any) -> set[int]:
     draws = Draws()
     for position in range(n):
         draws.add(**{"seed": 9, "position": position, "lane": 0, "temperature": 1.0, **row})
@@ -84,7 +85,7 @@ def test_min_p_is_relative_to_the_best_and_after_temperature() -> None:
 
 def test_draws_follow_the_softmax() -> None:
     p = np.array([0.4, 0.3, 0.2, 0.07, 0.03])
-    n = 40_000
+    n = 10_000
     draws = Draws()
     for position in range(n):
         draws.add(seed=3, position=position, lane=0, temperature=0.5)

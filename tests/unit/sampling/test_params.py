@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from galley.errors import InvalidRequest
 from galley.runtime.sampling.params import check
 from galley.types import SamplingParams

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from galley.runtime.sampling.philox import gumbel, philox4x32, uniform
 
 # Known-answer vectors of Random123 (kat_vectors, philox4x32 with 10 rounds).

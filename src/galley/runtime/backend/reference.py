@@ -1,5 +1,6 @@
-"""The reference backend: plain numpy in float32, written to be read. The oracle of the native kernels, and what
-serves where they cannot be built.
+"""The reference backend: plain numpy in float32, written to be read.
+
+It is the oracle of the native kernels, and serves where they cannot be built.
 
 Every row's result is bit for bit the same whatever shares its step (SMP-6). BLAS does not promise that: which
 kernel computes a row may depend on how many rows there are. So the number of rows of a product is fixed here
@@ -39,8 +40,8 @@ TILE = 8
 class Linear:
     """``x @ weight.T + bias`` whose rows do not depend on each other, nor on how many there are.
 
-    Products are made of exactly ``TILE`` rows. Whether this BLAS then treats all positions of the tile alike is
-    tried out once per shape; where it does not, rows are multiplied one by one.
+    Products are made of exactly ``TILE`` rows. Whether this BLAS then treats all positions of the tile alike
+    is tried out once per shape; where it does not, rows are multiplied one by one.
     """
 
     __slots__ = ("bias", "tiled", "weight")
@@ -162,7 +163,7 @@ class _Sequence:
         table = np.array(rows.blocks[rows.block_start[index] : rows.block_start[index + 1]], dtype=np.int64)
         if self.context < 0 or self.end <= self.start or len(table) * block_size < self.length:
             raise EngineFault(
-                f"Sequence {index} of the step has {self.end - self.start} tokens at position {self.context}, "
+                f"Sequence {index} of the step has {self.end - self.start} tokens at {self.context}, "
                 f"which {len(table)} blocks of {block_size} do not hold."
             )
         places = np.arange(self.length)
@@ -173,7 +174,7 @@ class _Sequence:
 class ReferenceBackend:
     """Satisfies ``Backend`` in numpy.
 
-    KV is float32 [layers, blocks, block_size, kv_heads, head_dim], one array for keys and one for values. A step
+    KV is float32 [layers, blocks, block_size, kv_heads, head_dim], one array for keys, one for values. A step
     costs what its arithmetic costs plus some tens of microseconds of Python per layer and row.
 
     Args:
@@ -228,11 +229,11 @@ class ReferenceBackend:
         out = np.array(rows.out, dtype=np.int64)
         self._check(tokens, sequences, out)
         positions = np.concatenate([np.arange(s.context, s.length) for s in sequences])
-        cos, sin = self._cos[positions][:, None, :], self._sin[positions][:, None, :]
+        turn = self._cos[positions][:, None, :], self._sin[positions][:, None, :]
         x = self._embedding[tokens]
         for index, layer in enumerate(self._layers):
             inner = rms_norm(x, layer.attn_norm, self._eps)
-            x = x + layer.o(self._attend(index, layer, inner, cos, sin, sequences))
+            x = x + layer.o(self._attend(index, inner, turn, sequences))
             inner = rms_norm(x, layer.ffn_norm, self._eps)
             x = x + layer.down(silu(layer.gate(inner)) * layer.up(inner))
         self._logits = self._head(rms_norm(x[out], self._norm, self._eps))
@@ -274,10 +275,10 @@ class ReferenceBackend:
                 raise EngineFault(f"A block id lies outside 0..{self.num_blocks - 1}.")
 
     def _attend(
-        self, index: int, layer: _Layer, x: Floats, cos: Floats, sin: Floats, sequences: list[_Sequence]
+        self, index: int, x: Floats, turn: tuple[Floats, Floats], sequences: list[_Sequence]
     ) -> Floats:
         """Attention of one layer, [rows, hidden] -> [rows, q_rows]; writes the rows' keys and values."""
-        spec = self.spec
+        spec, layer, (cos, sin) = self.spec, self._layers[index], turn
         q = layer.q(x).reshape(-1, spec.heads, spec.head_dim)
         k = layer.k(x).reshape(-1, spec.kv_heads, spec.head_dim)
         v = layer.v(x).reshape(-1, spec.kv_heads, spec.head_dim)
@@ -323,7 +324,7 @@ def silu(x: Floats) -> Floats:
 
 
 def rotate(x: Floats, cos: Floats, sin: Floats, interleaved: bool) -> Floats:
-    """Rotary position embedding (Su et al., 2021) of [rows, heads, head_dim]; cos and sin [rows, 1, rope_dim/2].
+    """Rotary position embedding (Su et al., 2021) of [rows, heads, head_dim]; cos, sin [rows, 1, rope_dim/2].
 
     Rotates the pairs (2i, 2i+1) when interleaved, else (i, i + rope_dim/2). Dimensions past rope_dim stay.
     """
@@ -355,7 +356,7 @@ def _processors() -> int:
 
 
 def _fingerprint(tiled: bool) -> str:
-    """Everything that may change the bits: this file's revision, numpy, its BLAS and SIMD, the product's shape."""
+    """Everything that may change the bits: this file, numpy, its BLAS and SIMD, the product's shape."""
     build = np.show_config(mode="dicts")
     parts = (REVISION, np.__version__, build, _processors(), TILE if tiled else 1)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
