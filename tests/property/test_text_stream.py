@@ -1,5 +1,7 @@
 """TXT-1 and TXT-4 for any ids, any stops, any split into steps."""
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +30,7 @@ def play(
     )
     out, kept = "", 0
     borders = sorted({0, len(ids), *(cut % (len(ids) + 1) for cut in cuts)})
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         piece = text.push(ids[start:end])
         out += piece.text
         kept += piece.kept

@@ -35,7 +35,7 @@ def test_txt2_prompt_ending_inside_a_character_does_not_leak() -> None:
     half = list("🙂".encode())
     text = stream(prompt_ids=half[:2])
     out = text.push([*half[2:], 66]).text + text.flush("stop")
-    assert out == bytes(half[2:] + [66]).decode("utf-8", "replace")
+    assert out == bytes([*half[2:], 66]).decode("utf-8", "replace")
     assert "🙂" not in out
 
 
