@@ -85,10 +85,10 @@ class Linear:
     def _proves_tiles(self) -> bool:
         """One row at each position of tiles of other neighbours gives the same bits."""
         rng = np.random.default_rng(0)
-        row = rng.standard_normal(self.weight.shape[1], dtype=np.float32)
+        row: Floats = rng.standard_normal((self.weight.shape[1],), dtype=np.float32)
         first: Floats | None = None
         for position in range(TILE):
-            tile = rng.standard_normal((TILE, len(row)), dtype=np.float32)
+            tile = rng.standard_normal((TILE, self.weight.shape[1]), dtype=np.float32)
             tile[position] = row
             found = self._product(tile)[position]
             if first is None:
@@ -319,7 +319,8 @@ def rms_norm(x: Floats, weight: Floats, eps: np.float32) -> Floats:
 def silu(x: Floats) -> Floats:
     """``x * sigmoid(x)``, by way of exp(-|x|), which cannot overflow."""
     small = np.exp(-np.abs(x))
-    value: Floats = x * np.where(x >= 0, np.float32(1), small) / (np.float32(1) + small)
+    above: Floats = np.where(x >= 0, np.ones_like(x), small)
+    value: Floats = x * above / (np.float32(1) + small)
     return value
 
 
