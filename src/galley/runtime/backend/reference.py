@@ -318,9 +318,10 @@ def rms_norm(x: Floats, weight: Floats, eps: np.float32) -> Floats:
 
 def silu(x: Floats) -> Floats:
     """``x * sigmoid(x)``, by way of exp(-|x|), which cannot overflow."""
-    small = np.exp(-np.abs(x))
-    above: Floats = np.where(x >= 0, np.ones_like(x), small)
-    value: Floats = x * above / (np.float32(1) + small)
+    one = np.ones((), dtype=np.float32)
+    small: Floats = np.exp(-np.abs(x))
+    above = np.where(x >= 0, one, small)
+    value: Floats = np.divide(x * above, one + small, dtype=np.float32)
     return value
 
 
