@@ -1,0 +1,125 @@
+"""Ranges of SamplingParams: every value is accepted as it is or refused with its name, never adjusted."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from galley.errors import InvalidRequest
+from galley.types import SamplingParams
+
+__all__ = ["MAX_CHOICES", "MAX_LOGPROBS", "MAX_STOPS", "MAX_STOP_LENGTH", "check"]
+
+MAX_CHOICES = 16
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 4096
+"""Characters of one stop string; bounds the time to build its matcher."""
+
+_INT32 = 2**31 - 1
+_INT64 = 2**63 - 1
+
+
+def _refuse(param: str, code: str, message: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid '{param}': {message}", param=param, code=code)
+
+
+def _integer(param: str, value: Any, least: int, most: int) -> None:
+    # bool is an int to Python, but `n: true` is a mistake.
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _refuse(param, "invalid_type", f"expected an integer, got {type(value).__name__}.")
+    if value < least:
+        raise _refuse(param, "integer_below_min_value", f"expected a value >= {least}, got {value}.")
+    if value > most:
+        raise _refuse(param, "integer_above_max_value", f"expected a value <= {most}, got {value}.")
+
+
+def _decimal(param: str, value: Any, least: float, most: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _refuse(param, "invalid_type", f"expected a number, got {type(value).__name__}.")
+    # Compared before any conversion: an int may be too large for a float.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _refuse(param, "invalid_value", f"expected a finite number, got {value}.")
+    if value < least:
+        raise _refuse(param, "decimal_below_min_value", f"expected a value >= {least:g}, got {value}.")
+    if value > most:
+        raise _refuse(param, "decimal_above_max_value", f"expected a value <= {most:g}, got {value}.")
+
+
+def _flag(param: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise _refuse(param, "invalid_type", f"expected a boolean, got {type(value).__name__}.")
+
+
+def _stops(stop: Any) -> None:
+    if stop is None:
+        return
+    if not isinstance(stop, str | list | tuple):
+        raise _refuse("stop", "invalid_type", f"expected a string or a list, got {type(stop).__name__}.")
+    strings: Sequence[Any] = [stop] if isinstance(stop, str) else stop
+    if len(strings) > MAX_STOPS:
+        raise _refuse(
+            "stop", "array_above_max_length", f"expected at most {MAX_STOPS} strings, got {len(strings)}."
+        )
+    for index, text in enumerate(strings):
+        param = "stop" if isinstance(stop, str) else f"stop[{index}]"
+        if not isinstance(text, str):
+            raise _refuse(param, "invalid_type", f"expected a string, got {type(text).__name__}.")
+        if not text:
+            raise _refuse(param, "invalid_value", "an empty stop string would end every answer at once.")
+        if len(text) > MAX_STOP_LENGTH:
+            raise _refuse(
+                param,
+                "string_above_max_length",
+                f"expected at most {MAX_STOP_LENGTH} characters, got {len(text)}.",
+            )
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise _refuse(param, "invalid_value", "a lone surrogate is not text.")
+
+
+def check(params: SamplingParams, vocab: int) -> None:
+    """Refuse what cannot be honoured.
+
+    Args:
+        vocab: number of ids of the model; ids in ``logit_bias`` and ``stop_token_ids`` lie below it.
+
+    Raises InvalidRequest with ``param`` and one of the codes invalid_type, invalid_value,
+    {integer,decimal}_{below_min,above_max}_value, array_above_max_length, string_above_max_length.
+    """
+    _integer("n", params.n, 1, MAX_CHOICES)
+    _decimal("temperature", params.temperature, 0.0, 2.0)
+    _decimal("top_p", params.top_p, 0.0, 1.0)
+    _integer("top_k", params.top_k, -1, _INT32)
+    _decimal("min_p", params.min_p, 0.0, 1.0)
+    _decimal("repetition_penalty", params.repetition_penalty, 0.0, 1e6)
+    # 1e-6 keeps logits finite in float32; zero and below have no meaning as a divisor.
+    if params.repetition_penalty < 1e-6:
+        raise _refuse(
+            "repetition_penalty",
+            "decimal_below_min_value",
+            f"expected a value > 0 (at least 1e-06), got {params.repetition_penalty}.",
+        )
+    _decimal("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
+    _decimal("presence_penalty", params.presence_penalty, -2.0, 2.0)
+    if params.logit_bias is not None:
+        for token, value in params.logit_bias.items():
+            where = f"logit_bias.{token}"
+            _integer(where, token, 0, vocab - 1)
+            _decimal(where, value, -100.0, 100.0)
+    if params.seed is not None:
+        _integer("seed", params.seed, -_INT64 - 1, _INT64)
+    _stops(params.stop)
+    for index, token in enumerate(params.stop_token_ids or ()):
+        _integer(f"stop_token_ids[{index}]", token, 0, vocab - 1)
+    for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+        _flag(name, getattr(params, name))
+    if params.max_tokens is not None:
+        _integer("max_tokens", params.max_tokens, 1, _INT32)
+    _integer("min_tokens", params.min_tokens, 0, _INT32)
+    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+        raise _refuse(
+            "min_tokens",
+            "integer_above_max_value",
+            f"{params.min_tokens} is more than max_tokens, which is {params.max_tokens}.",
+        )
+    if params.logprobs is not None:
+        _integer("logprobs", params.logprobs, 0, MAX_LOGPROBS)
