@@ -100,7 +100,7 @@ class Pool:
 
     def idle_blocks(self) -> list[int]:
         """Idle blocks, oldest first. O(idle); for checks."""
-        blocks = []
+        blocks: list[int] = []
         block = self._next[self.size]
         while block != self.size and len(blocks) <= self.size:
             blocks.append(block)

@@ -100,14 +100,17 @@ class Scheduler:
         priority: int = 0,
         max_queue_s: float | None = None,
         max_total_s: float | None = None,
+        checked: bool = False,
     ) -> Job:
         """Put one choice in the queue. Prefixes are shared among all jobs of the same ``salt``.
 
-        Raises what ``Admission.refuse`` raises, and Overloaded when the queue is full.
+        Raises what ``Admission.refuse`` raises, unless the caller has ``checked`` that, and
+        Overloaded when the queue is full.
         """
         if job_id in self.jobs:
             raise InvalidRequest(f"job id {job_id!r} is in use", param="job_id")
-        self.admission.refuse(prompt, params)
+        if not checked:
+            self.admission.refuse(prompt, params)
         if len(self.queue) >= self.max_queue:
             raise Overloaded(f"{len(self.queue)} requests are waiting already", retry_after_s=1.0)
         namespace: Namespace = (("model", self.model_key),) + ((("salt", salt),) if salt else ())
@@ -165,7 +168,8 @@ class Scheduler:
         """The next step; empty when nothing can run. Expires deadlines first (CAN-5).
 
         Decodes, then prompt chunks of running jobs, then admissions, within the budget (SCH-1, SCH-2).
-        O(running + what is admitted). Raises RuntimeError while a plan is in flight.
+        O(running + what is admitted). Raises RuntimeError while a plan is in flight, and
+        should no job be able to go on (SCH-3), which would be a defect.
         """
         if self._inflight is not None:
             raise RuntimeError("the last plan was neither committed nor failed")
@@ -188,6 +192,8 @@ class Scheduler:
             self._force(plan, now)
         if plan.rows:
             self._inflight = plan
+        elif self.jobs:
+            raise RuntimeError(f"SCH-3: {len(self.jobs)} jobs and nothing to do")
         return plan
 
     def _decodes(self, plan: Plan, now: float) -> list[Job]:
