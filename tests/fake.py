@@ -81,7 +81,9 @@ class FakeBackend:
         for r, row in enumerate(self.rows):
             noise = (draws.seed[r], draws.position[r], draws.lane[r]) if draws.temperature[r] >= 1e-5 else ()
             bans = set(draws.ban_ids[draws.ban_start[r] : draws.ban_start[r + 1]])
-            token = int.from_bytes(blake2b(row + repr(noise).encode(), digest_size=8).digest()) % self.spec.vocab
+            token = (
+                int.from_bytes(blake2b(row + repr(noise).encode(), digest_size=8).digest()) % self.spec.vocab
+            )
             while token in bans:
                 token = (token + 1) % self.spec.vocab
             ids.append(token)
@@ -98,7 +100,9 @@ class FakeBackend:
 class Bench:
     """A scheduler, a fake backend and a clock that ticks once a step; checks the invariants at every step."""
 
-    def __init__(self, backend: FakeBackend | None = None, *, eos: frozenset[int] = frozenset(), **limits) -> None:
+    def __init__(
+        self, backend: FakeBackend | None = None, *, eos: frozenset[int] = frozenset(), **limits
+    ) -> None:
         self.backend = backend or FakeBackend()
         self.now = 0.0
         limits.setdefault("context", 4096)
@@ -123,13 +127,16 @@ class Bench:
 
     def step(self) -> list[StepOut]:
         self.now += 1.0
+        assert len(self.plans) < 20_000, "no progress"
         plan_of = self.scheduler.plan
 
         def spy(now):
             plan = plan_of(now)
             self.plans.append(plan.log())
             assert plan.tokens == sum(plan.rows.values()) <= self.scheduler.token_budget, "SCH-1"
-            assert all(n >= 1 and job.computed + n <= len(job.tokens) for job, n in plan.rows.items()), "SCH-1"
+            assert all(n >= 1 and job.computed + n <= len(job.tokens) for job, n in plan.rows.items()), (
+                "SCH-1"
+            )
             return plan
 
         self.scheduler.plan = spy  # type: ignore[method-assign]

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from threading import Condition, Thread
 
-import msgspec
-
 from galley.errors import ConfigError, EngineFault, GalleyError, InvalidRequest, Overloaded
 from galley.runtime.backend.base import Backend
 from galley.runtime.loop import Loop
@@ -17,37 +15,12 @@ from galley.runtime.meter import Costs, JobMeter
 from galley.runtime.out import StepOut
 from galley.runtime.policy import Policy
 from galley.runtime.scheduler import Scheduler
+from galley.runtime.stats import EngineStats
 from galley.types import SamplingParams
 
 __all__ = ["Engine", "EngineStats", "JobMeter", "StepOut", "build_scheduler"]
 
 log = logging.getLogger(__name__)
-
-
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot: gauges, then totals since start. Fields may be one step apart from each other."""
-
-    running: int
-    waiting: int
-    blocks_total: int
-    blocks_free: int
-    blocks_cached: int
-    blocks_used: int
-    draining: bool
-    steps: int
-    computed_tokens: int
-    recomputed_tokens: int
-    prompt_tokens: int
-    generation_tokens: int
-    cache_query_tokens: int
-    cache_hit_tokens: int
-    evictions: int
-    preemptions: int
-    finished: int
-    faults: int
-    violations: int
-    context: int
-    block_size: int
 
 
 def build_scheduler(
@@ -156,6 +129,16 @@ class Engine:
             raise RuntimeError("this engine was started before")
         self._thread = Thread(target=self._run, name="galley-engine", daemon=True)
         self._thread.start()
+
+    def turn(self) -> bool:
+        """One step in the caller's thread, for offline use instead of ``start``. False when all is done.
+
+        Raises RuntimeError when the engine thread runs.
+        """
+        if self._thread is not None:
+            raise RuntimeError("this engine has a thread of its own")
+        self._step()
+        return bool(self._sinks)
 
     def close(self) -> None:
         """Cancel what is left and stop the thread. Idempotent; blocks for at most one step."""
@@ -277,30 +260,12 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Cheap; from any thread."""
-        scheduler = self.scheduler
-        counters, pool = scheduler.counters, scheduler.pool
-        return EngineStats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.queue) + len(self._submits),
-            blocks_total=pool.size,
-            blocks_free=pool.free,
-            blocks_cached=pool.idle,
-            blocks_used=pool.in_use,
+        return EngineStats.of(
+            self.scheduler,
+            inbox=len(self._submits),
             draining=self._draining,
-            steps=counters.steps,
-            computed_tokens=counters.computed_tokens,
-            recomputed_tokens=counters.recomputed_tokens,
-            prompt_tokens=counters.prompt_tokens,
-            generation_tokens=counters.generation_tokens,
-            cache_query_tokens=counters.cache_query_tokens,
-            cache_hit_tokens=counters.cache_hit_tokens,
-            evictions=scheduler.tree.evictions,
-            preemptions=counters.preemptions,
-            finished=counters.finished,
             faults=self.loop.faults,
             violations=self.violations,
-            context=self.context,
-            block_size=scheduler.block_size,
         )
 
     def _tell(self, job_id: str, well: bool) -> None:
@@ -328,16 +293,20 @@ class Engine:
                     self._wake.wait()
                 if self._closing:
                     break
-            try:
-                self._arrivals()
-                self._dispatch(self.loop.step())
-            except Exception as error:
-                log.exception("engine step failed; all jobs end and the pool is rebuilt")
-                self.loop.faults += 1
-                fault = EngineFault(f"the engine failed and started afresh: {error}; please retry")
-                self.scheduler.reset(fault, self._clock())
-                self._dispatch(self.scheduler.take())
+            self._step()
         self._shut()
+
+    def _step(self) -> None:
+        """Inbox, one step, outbox. Nothing that goes wrong in it ends the thread."""
+        try:
+            self._arrivals()
+            self._dispatch(self.loop.step())
+        except Exception as error:
+            log.exception("engine step failed; all jobs end and the pool is rebuilt")
+            self.loop.faults += 1
+            fault = EngineFault(f"the engine failed and started afresh: {error}; please retry")
+            self.scheduler.reset(fault, self._clock())
+            self._dispatch(self.scheduler.take())
 
     def _shut(self) -> None:
         """Tell everyone who is left."""

@@ -8,6 +8,7 @@ from galley.kv.table import Table
 from galley.kv.tree import Namespace, Node, Tree
 from galley.runtime.admission import Admission
 from galley.runtime.deadlines import Deadlines
+from galley.runtime.integrity import violations
 from galley.runtime.job import Job, State
 from galley.runtime.meter import Costs, Counters
 from galley.runtime.out import StepOut
@@ -339,12 +340,8 @@ class Scheduler:
         logprobs = None
         if job.params.logprobs is not None:
             logprobs = [TokenLogprob(token, drawn.logprobs[row], drawn.ranks[row], drawn.tops[row])]
-        if finish is None:
-            self._out.append(
-                StepOut(job_id=job.id, token_ids=[token], logprobs=logprobs, cached_tokens=cached)
-            )
-            return
-        self._close(job, now, State.FINISHED, keep=job.computed)
+        if finish is not None:
+            self._close(job, now, State.FINISHED, keep=job.computed)
         self._out.append(
             StepOut(
                 job_id=job.id,
@@ -353,7 +350,7 @@ class Scheduler:
                 finish=finish,
                 stop_token=token if finish == "stop" and token in job.stop_ids else None,
                 cached_tokens=cached,
-                meter=meter,
+                meter=None if finish is None else meter,
             )
         )
 
@@ -376,21 +373,7 @@ class Scheduler:
 
     def check(self) -> list[str]:
         """Violations of the KV invariants and of the job book-keeping, in words. O(N + tables)."""
-        faults = self.tree.check(job.table for job in self.jobs.values())
-        for job in self.jobs.values():
-            held = len(job.table.blocks)
-            if job.over:
-                faults.append(f"job {job.id} is over but still listed")
-            elif job.state is State.RUNNING:
-                if job not in self.running or job.computed > held * self.block_size:
-                    faults.append(f"running job {job.id}: {job.computed} computed in {held} blocks")
-                if not job.computed < len(job.tokens) <= job.limit:
-                    faults.append(f"SCH-1: job {job.id} computed {job.computed} of {len(job.tokens)}")
-            elif held or job.computed or job not in self.queue:
-                faults.append(f"waiting job {job.id} holds {held} blocks")
-        if len(self.running) + len(self.queue) != len(self.jobs) or len(self.running) > self.max_jobs:
-            faults.append(f"{len(self.running)} running + {len(self.queue)} waiting != {len(self.jobs)} jobs")
-        return faults
+        return violations(self)
 
     # -- shared -----------------------------------------------------------------------------------------
 
@@ -415,17 +398,11 @@ class Scheduler:
         keep: int | None = None,
     ) -> None:
         """A job ends without a token of its own."""
-        well = not isinstance(verdict, GalleyError)
-        self._close(
-            job,
-            now,
-            state or (State.FINISHED if well else State.CANCELLED),
-            keep=job.computed if keep is None else keep,
-        )
-        if isinstance(verdict, GalleyError):
-            self._out.append(StepOut(job_id=job.id, error=verdict, meter=job.meter))
-        else:
-            self._out.append(StepOut(job_id=job.id, finish=verdict, meter=job.meter))
+        error = verdict if isinstance(verdict, GalleyError) else None
+        finish = None if isinstance(verdict, GalleyError) else verdict
+        state = state or (State.FINISHED if error is None else State.CANCELLED)
+        self._close(job, now, state, keep=job.computed if keep is None else keep)
+        self._out.append(StepOut(job_id=job.id, finish=finish, error=error, meter=job.meter))
 
     def _close(self, job: Job, now: float, state: State, *, keep: int) -> None:
         if job.state is State.RUNNING:

@@ -28,7 +28,9 @@ def hit(tree, tokens, namespace=NS):
     return len(tree.match(namespace, tokens)) * B
 
 
-@pytest.mark.parametrize(("length", "expected"), [(1, 0), (B, 0), (2 * B - 1, B), (2 * B, B), (2 * B + 1, 2 * B)])
+@pytest.mark.parametrize(
+    ("length", "expected"), [(1, 0), (B, 0), (2 * B - 1, B), (2 * B, B), (2 * B + 1, 2 * B)]
+)
 def test_kv4_a_match_leaves_at_least_one_token(length, expected):
     t = tree()
     keep(t, list(range(4 * B)))
