@@ -162,9 +162,11 @@ class Bench:
         return self.outs[job_id][-1]
 
 
-def alone(prompt, *, lane: int = 0, eos: frozenset[int] = frozenset(), **params) -> list[int]:
+def alone(
+    prompt, *, lane: int = 0, eos: frozenset[int] = frozenset(), vocab: int = 997, **params
+) -> list[int]:
     """What a cold engine with nothing else to do says."""
-    bench = Bench(FakeBackend(num_blocks=512), eos=eos, token_budget=100_000)
+    bench = Bench(FakeBackend(num_blocks=512, vocab=vocab), eos=eos, token_budget=100_000)
     bench.add("alone", prompt, lane=lane, **params)
     bench.run()
     return bench.ids("alone")

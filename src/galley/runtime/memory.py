@@ -8,7 +8,7 @@ from galley.model.spec import ModelSpec
 __all__ = ["MemoryPlan", "plan_memory"]
 
 SHARE = 0.5
-"""Most of the available memory that the cache takes unasked; weights and the rest of the machine need some."""
+"""Most of the available memory that the cache takes unasked: weights and others need some too."""
 TYPICAL = 2048
 """Tokens a running choice is expected to hold when nothing better is known."""
 

@@ -1,4 +1,5 @@
 import pytest
+
 from galley.kv.pool import Pool
 
 

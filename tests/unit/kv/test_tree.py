@@ -1,4 +1,5 @@
 import pytest
+
 from galley.kv.pool import Pool
 from galley.kv.table import Table
 from galley.kv.tree import Tree

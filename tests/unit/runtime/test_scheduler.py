@@ -1,12 +1,14 @@
 """Scheduler cases, one by one, on a backend whose output betrays any KV mix-up."""
 
+from itertools import pairwise
+
 import pytest
+
 from galley.errors import ContextLengthExceeded, EngineFault, InvalidRequest, Overloaded
 from galley.runtime.job import State
 from galley.runtime.meter import Costs
 from galley.runtime.policy import Policy
 from galley.types import SamplingParams
-
 from tests.fake import Bench, FakeBackend, alone
 
 P = list(range(100, 140))  # 40 tokens: two and a half blocks
@@ -106,7 +108,7 @@ def test_sch2_more_decodes_than_budget_take_turns():
     for i in range(4):
         assert bench.ids(f"j{i}") == alone([i + 1], max_tokens=10)
         arrivals = [n for n, plan in enumerate(bench.plans) if any(job == f"j{i}" for job, _ in plan)]
-        assert max(b - a for a, b in zip(arrivals, arrivals[1:], strict=False)) <= 3
+        assert max(b - a for a, b in pairwise(arrivals)) <= 3
 
 
 # -- SCH-3 ----------------------------------------------------------------------------------------------
