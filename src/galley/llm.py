@@ -6,8 +6,8 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -159,18 +159,15 @@ class LLM:
             )
             opened.callback(self.engine.close)
             self._provider = LocalProvider(self.model, self.engine)
-            self._receipts = receipts or ReceiptStore(config.receipts.path)
-            if receipts is None:
-                opened.callback(self._receipts.close)
+            own = contextlib.closing(ReceiptStore(config.receipts.path))
+            self._receipts = receipts or opened.enter_context(own)
             self._capture = config.receipts.capture
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -225,22 +222,13 @@ class LLM:
         many: list[Any] = list(messages)
         if not many or isinstance(many[0], dict):
             many = [many]  # one conversation
+        options = {**(template_kwargs or {}), "add_generation_prompt": add_generation_prompt}
         asked = []
         for one in many:
-            ids = template.encode(
-                self.model.tokenizer,
-                one,
-                add_generation_prompt=add_generation_prompt,
-                **(template_kwargs or {}),
-            )
+            ids = template.encode(self.model.tokenizer, one, **options)
             asked.append(Asked(None, ids, ids, list(one)))
-        return self._run(
-            "python.chat",
-            asked,
-            params,
-            add_generation_prompt=add_generation_prompt,
-            template_kwargs=template_kwargs or {},
-        )
+        shown = {"add_generation_prompt": add_generation_prompt, "template_kwargs": template_kwargs or {}}
+        return self._run("python.chat", asked, params, **shown)
 
     def _run(
         self,
@@ -257,7 +245,8 @@ class LLM:
         runs: list[Run] = []
         for one, chosen in zip(asked, each, strict=True):
             # 53 bits: exact in every JSON reader, JavaScript's included.
-            seeded = chosen if chosen.seed is not None else replace(chosen, seed=secrets.randbits(53))
+            seed = secrets.randbits(53) if chosen.seed is None else chosen.seed
+            seeded = msgspec.structs.replace(chosen, seed=seed)
             sampling.check(seeded, self.model.tokenizer.vocab_size)
             self.engine.scheduler.admission.refuse(one.ids, seeded)
             request = Request(
@@ -297,14 +286,13 @@ class LLM:
         for run in runs:
             if run.error is not None:
                 raise run.error
-        return [run.result(receipt, self._decode) for run, receipt in zip(runs, receipts, strict=True)]
+        return [run.result(receipt) for run, receipt in zip(runs, receipts, strict=True)]
 
     def _record(self, run: "Run", started: float, stopped: BaseException | None) -> Receipt:
-        status: ReceiptStatus = "ok"
-        if run.error is not None:
-            status = "cancelled" if run.error.code == "cancelled" else "error"
-        elif stopped is not None:
-            status = "cancelled"
+        error = run.error if stopped is None else stopped
+        status: ReceiptStatus = "ok" if error is None else "error"
+        if error is not None and not isinstance(error, Exception):
+            status = "cancelled"  # KeyboardInterrupt and its like
         receipt = assemble(
             receipt_id=receipt_id(),
             request=run.request,
@@ -312,7 +300,7 @@ class LLM:
             digests=self._provider.digests,
             meters=run.meter.jobs,
             status=status,
-            error=run.error or stopped,
+            error=error if isinstance(error, Exception) else None,
             choices=run.meter.choices(),
             params=run.request.params,
             seeds=[run.request.params.seed or 0],
@@ -321,9 +309,6 @@ class LLM:
         )
         self._receipts.record(receipt)
         return receipt
-
-    def _decode(self, token: int) -> str:
-        return self.model.tokenizer.decode([token], skip_special=False)
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -345,6 +330,7 @@ class Run:
         self.error: GalleyError | None = None
         self.choices: dict[str, list[Delta]] = {}
         self._texts = [ChoiceText(model, asked.ids, request.params, i) for i in range(request.params.n)]
+        self._tokenizer = model.tokenizer
         self._finish = finish
 
     def submit(self, engine: Engine, lane: int) -> None:
@@ -369,8 +355,9 @@ class Run:
 
         engine.submit(job, self.asked.ids, self.request.params, on_step=on_step, lane=lane)
 
-    def result(self, receipt: Receipt, decode: Callable[[int], str]) -> Result:
+    def result(self, receipt: Receipt) -> Result:
         """The finished prompt in vLLM's shape."""
+        decode = partial(self._tokenizer.decode, skip_special=False)
         return Result(
             request_id=self.request.id,
             prompt=self.asked.text,
@@ -384,7 +371,9 @@ class Run:
         )
 
 
-def completion(index: int, pieces: list[Delta], decode: Callable[[int], str], *, wanted: bool) -> Completion:
+def completion(
+    index: int, pieces: list[Delta], decode: Callable[[list[int]], str], *, wanted: bool
+) -> Completion:
     """All deltas of one choice as one."""
     drawn: list[TokenLogprob] = [entry for piece in pieces for entry in piece.logprobs or ()]
     finish = pieces[-1].finish
@@ -401,14 +390,9 @@ def completion(index: int, pieces: list[Delta], decode: Callable[[int], str], *,
     )
 
 
-def table(entry: TokenLogprob, decode: Callable[[int], str]) -> dict[int, Logprob]:
+def table(entry: TokenLogprob, decode: Callable[[list[int]], str]) -> dict[int, Logprob]:
     """The drawn token and its alternatives by id, as vLLM lists them."""
-    listed = {entry.token_id: Logprob(entry.logprob, entry.rank, decode(entry.token_id))}
+    listed = {entry.token_id: Logprob(entry.logprob, entry.rank, decode([entry.token_id]))}
     for place, (token, value) in enumerate(entry.top):
-        listed.setdefault(token, Logprob(value, place + 1, decode(token)))
+        listed.setdefault(token, Logprob(value, place + 1, decode([token])))
     return listed
-
-
-def replace(params: SamplingParams, *, seed: int) -> SamplingParams:
-    """The same parameters with a seed."""
-    return msgspec.structs.replace(params, seed=seed)

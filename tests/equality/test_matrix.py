@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from galley.model.gguf import GGUF
 
+from galley.model.gguf import GGUF
 from galley.model.spec import ModelSpec
 from galley.runtime.backend import native_missing, open_backend
 from galley.runtime.engine import build_scheduler

@@ -94,7 +94,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert [out.last for out in outs[:-1]] == [False] * (len(outs) - 1), job
             last = outs[-1]
             assert last.last == (last.finish is not None or isinstance(last.error, GalleyError))
-            assert last.last or job in self.bench.scheduler.jobs
+            untold = [out.job_id for out in self.bench.scheduler._out]
+            assert last.last + (job in self.bench.scheduler.jobs) + untold.count(job) == 1, job
 
     def teardown(self):
         self.bench.run(2000)

@@ -121,8 +121,6 @@ class Engine:
         self._thread: Thread | None = None
         self._checked_at = float("-inf")
 
-    # -- life -------------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Start the engine thread. Raises RuntimeError when it runs already or was closed."""
         if self._thread is not None or self._closing:
@@ -156,8 +154,6 @@ class Engine:
             self._draining = True
         while self._sinks:
             await asyncio.sleep(0.01)
-
-    # -- in ---------------------------------------------------------------------------------------------
 
     def submit(
         self,
@@ -282,8 +278,6 @@ class Engine:
             box = self._mailboxes[loop] = Mailbox(loop)
         return box
 
-    # -- the engine thread ------------------------------------------------------------------------------
-
     def _run(self) -> None:
         while True:
             with self._wake:
@@ -361,6 +355,6 @@ class Engine:
         self._checked_at = self._clock()
         faults = self.scheduler.check()
         if faults:
-            self.violations += len(faults)
             log.error("KV invariants violated, the cache is dropped: %s", "; ".join(faults[:5]))
             self.scheduler.reset(EngineFault("the cache was inconsistent"), self._clock())
+            self.violations += len(faults)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from galley.errors import EngineFault
 from galley.runtime.backend.base import Backend
+from galley.runtime.job import Job
 from galley.runtime.out import StepOut
 from galley.runtime.plan import Drawn, Draws, Plan, Rows
 from galley.runtime.scheduler import Scheduler
@@ -32,6 +33,8 @@ class Loop:
         self.clock = clock
         self.arrivals = arrivals
         self.faults = 0
+        self._draws = Draws()
+        self._drawing: list[Job] = []
 
     def step(self) -> list[StepOut]:
         """One step, if there is work; what came of it. A backend fault ends the step's jobs only (CAN-3)."""
@@ -53,6 +56,9 @@ class Loop:
             except Exception as error:
                 fault = EngineFault(f"the step failed: {type(error).__name__}: {error}")
                 fault.__cause__ = error
+            except BaseException:  # Ctrl-C offline: leave a scheduler that can go on
+                scheduler.fail(plan, EngineFault("the step was interrupted"), self.clock())
+                raise
             if self.arrivals is not None:
                 self.arrivals()
             if fault is None:
@@ -72,13 +78,22 @@ class Loop:
         return rows
 
     def mask(self, plan: Plan) -> Draws:
-        """How to draw from each output row: bans, bias, penalties, noise position."""
-        draws = Draws()
-        for job, count in plan.rows.items():
-            length = len(job.tokens)
-            if job.computed + count != length:
-                continue
-            params = job.params
+        """How to draw from each output row: bans, bias, penalties, noise position.
+
+        Valid until the next call: while the same jobs draw and nothing but their positions changes, as in a
+        steady run of decodes, the last step's arrays are brought up to date in place.
+        """
+        jobs = [job for job, count in plan.rows.items() if job.computed + count == len(job.tokens)]
+        if jobs == self._drawing:
+            position = self._draws.position
+            for row, job in enumerate(jobs):
+                position[row] = len(job.tokens)
+            return self._draws
+        self._draws = draws = Draws()
+        steady = True
+        for job in jobs:
+            params, length = job.params, len(job.tokens)
+            banned = job.ban if length < job.min_length else ()
             draws.add(
                 seed=job.seed,
                 position=length,
@@ -92,7 +107,9 @@ class Loop:
                 presence=params.presence_penalty,
                 logprobs=-1 if params.logprobs is None else params.logprobs,
                 bias=params.logit_bias,
-                ban=job.ban if length < job.min_length else (),
+                ban=banned,
                 seen=job.seen,
             )
+            steady = steady and not banned and job.seen is None
+        self._drawing = jobs if steady else []
         return draws

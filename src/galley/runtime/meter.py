@@ -49,6 +49,16 @@ class JobMeter(msgspec.Struct, kw_only=True):
     kv_byte_seconds: float = 0.0
     peak_blocks: int = 0
 
+    def drew(self, now: float) -> bool:
+        """Count one output token; whether it is the first."""
+        self.completion_tokens += 1
+        before, self.last_token = self.last_token, now
+        if before is None:
+            self.first_token = now
+            return True
+        self.itl_max_s = max(self.itl_max_s or 0.0, now - before)
+        return False
+
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """The model's constants behind ``JobMeter``; zeros (the default) switch the modelled figures off."""
@@ -85,8 +95,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
         job.accounted_at = now
         meter.peak_blocks = max(meter.peak_blocks, held)
 
-    def step(self, job: "Job", count: int, share: float, counters: "Counters") -> None:
-        """Charge one step of ``count`` tokens that has just advanced ``job.computed``.
+    def step(
+        self, job: "Job", count: int, *, share: float, counters: "Counters", block_size: int, now: float
+    ) -> None:
+        """Charge one step of ``count`` tokens that has just advanced ``job.computed``, and ``hold``.
 
         ``share`` is the job's part of the weight bytes the step read.
         """
@@ -99,6 +111,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
             meter.recomputed_tokens += redone
             counters.recomputed_tokens += redone
         job.reached = max(job.reached, end)
+        held = len(job.table.blocks)
+        meter.kv_byte_seconds += held * block_size * self.kv_bytes_per_token * (now - job.accounted_at)
+        job.accounted_at = now
+        meter.peak_blocks = max(meter.peak_blocks, held)
         if count == 1 and end == known > job.prompt_len:
             meter.decode_bytes += share + end * self.kv_bytes_per_token
         else:

@@ -71,13 +71,19 @@ class Rows:
 
     def add(self, tokens: Sequence[int], context: int, blocks: Sequence[int], outputs: int) -> None:
         """Append one sequence; logits are wanted for its last ``outputs`` tokens (0 for a prompt chunk)."""
-        self.tokens.extend(tokens)
+        if len(tokens) == 1:
+            self.tokens.append(tokens[0])
+        else:
+            self.tokens.extend(tokens)
         end = len(self.tokens)
         self.seq_start.append(end)
         self.context.append(context)
         self.blocks.extend(blocks)
         self.block_start.append(len(self.blocks))
-        self.out.extend(range(end - outputs, end))
+        if outputs == 1:
+            self.out.append(end - 1)
+        elif outputs:
+            self.out.extend(range(end - outputs, end))
 
     def __len__(self) -> int:
         """Number of sequences."""

@@ -86,8 +86,6 @@ class Scheduler:
         """Whether a job waits or runs."""
         return bool(self.jobs)
 
-    # -- in ---------------------------------------------------------------------------------------------
-
     def submit(
         self,
         job_id: str,
@@ -105,8 +103,7 @@ class Scheduler:
     ) -> Job:
         """Put one choice in the queue. Prefixes are shared among all jobs of the same ``salt``.
 
-        Raises what ``Admission.refuse`` raises, unless the caller has ``checked`` that, and
-        Overloaded when the queue is full.
+        Raises what ``Admission.refuse`` raises unless ``checked`` already, Overloaded when the queue is full.
         """
         if job_id in self.jobs:
             raise InvalidRequest(f"job id {job_id!r} is in use", param="job_id")
@@ -163,8 +160,6 @@ class Scheduler:
         out, self._out = self._out, []
         return out
 
-    # -- plan -------------------------------------------------------------------------------------------
-
     def plan(self, now: float) -> Plan:
         """The next step; empty when nothing can run. Expires deadlines first (CAN-5).
 
@@ -199,8 +194,7 @@ class Scheduler:
 
     def _decodes(self, plan: Plan, now: float) -> list[Job]:
         """Plan every running job with one unknown token; return the others, in order."""
-        chunks: list[Job] = []
-        late: list[Job] = []
+        chunks, late = list[Job](), list[Job]()
         size, budget = self.block_size, self.token_budget
         rows = plan.rows
         for job in list(self.running):
@@ -295,8 +289,6 @@ class Scheduler:
         job.held_by = None
         self.running[job] = None
 
-    # -- commit -----------------------------------------------------------------------------------------
-
     def commit(self, plan: Plan, drawn: Drawn, now: float) -> None:
         """Take a step's result: accept, publish, finish, free. The only place where jobs advance.
 
@@ -310,8 +302,7 @@ class Scheduler:
         for job, count in plan.rows.items():
             end = job.computed = job.computed + count
             known = len(job.tokens)
-            costs.step(job, count, share, counters)
-            costs.hold(job, size, now)
+            costs.step(job, count, share=share, counters=counters, block_size=size, now=now)
             if end // size > job.table.keyed:
                 self._publish(job, end)
             if end == known:
@@ -328,15 +319,8 @@ class Scheduler:
         """One drawn token becomes known and goes out."""
         finish = job.take(token)
         meter = job.meter
-        meter.completion_tokens += 1
+        cached = meter.cached_tokens if meter.drew(now) else None
         self.counters.generation_tokens += 1
-        cached = None
-        if meter.last_token is None:
-            meter.first_token = now
-            cached = meter.cached_tokens
-        elif meter.itl_max_s is None or now - meter.last_token > meter.itl_max_s:
-            meter.itl_max_s = now - meter.last_token
-        meter.last_token = now
         logprobs = None
         if job.params.logprobs is not None:
             logprobs = [TokenLogprob(token, drawn.logprobs[row], drawn.ranks[row], drawn.tops[row])]
@@ -362,7 +346,7 @@ class Scheduler:
             self._end(job, now, job.verdict or error, None if job.verdict else State.FAILED, keep=0)
 
     def reset(self, error: GalleyError, now: float) -> None:
-        """After an inconsistency: end every job with ``error`` and start with an empty pool."""
+        """End every job with ``error`` and start with an empty pool."""
         self._inflight = None
         self.deadlines = Deadlines()
         for job in list(self.jobs.values()):
@@ -374,8 +358,6 @@ class Scheduler:
     def check(self) -> list[str]:
         """Violations of the KV invariants and of the job book-keeping, in words. O(N + tables)."""
         return violations(self)
-
-    # -- shared -----------------------------------------------------------------------------------------
 
     def _land(self, plan: Plan) -> None:
         if plan is not self._inflight:
