@@ -60,12 +60,7 @@ class Admission:
         other = job.held_by
         if other is None:
             return False
-        if (
-            other.state is State.RUNNING
-            and not other.table.diverged
-            and other.table.keyed < job.held_until
-            and other.table.namespace == job.table.namespace
-        ):
+        if other.state is State.RUNNING and not other.table.diverged and other.table.keyed < job.held_until:
             return True
         job.held_by = None
         return False

@@ -259,6 +259,15 @@ def test_sch8_a_short_shared_prefix_does_not_wait():
     bench.run()
 
 
+def test_sch8_other_salts_do_not_wait_for_each_other():
+    bench = Bench()
+    bench.add("a", P, options={"salt": "x"})
+    bench.add("b", P, options={"salt": "y"})
+    bench.step()
+    assert bench.plans[0] == [("a", 40), ("b", 40)]
+    bench.run()
+
+
 def test_sch8_the_holder_vanishing_frees_the_waiting():
     bench = Bench(token_budget=16)
     bench.add("a", range(100))
