@@ -6,8 +6,44 @@ stays free of numpy.
 
 from array import array
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["Drawn", "Draws", "Rows"]
+if TYPE_CHECKING:
+    from galley.runtime.job import Job
+
+__all__ = ["Drawn", "Draws", "Plan", "Rows"]
+
+
+class Plan:
+    """One step's work: ordered ``{job: n}``, nothing more. There is no prefill step and no decode step.
+
+    Made by ``Scheduler.plan``, given back to exactly one of ``commit`` and ``fail``. ``n`` tokens of a job
+    follow its ``computed`` ones; logits are wanted for the last of them iff that completes its known tokens.
+    """
+
+    __slots__ = ("rows", "step", "tokens")
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.rows: dict[Job, int] = {}
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        """Number of jobs in the step."""
+        return len(self.rows)
+
+    def add(self, job: "Job", count: int) -> None:
+        """Give a job ``count`` tokens."""
+        self.rows[job] = count
+        self.tokens += count
+
+    def drop(self, job: "Job") -> None:
+        """Take a job out again, if it is in (it was preempted while planning)."""
+        self.tokens -= self.rows.pop(job, 0)
+
+    def log(self) -> list[tuple[str, int]]:
+        """``[(job id, n), …]``: the same arrivals and clock give the same log (SCH-9)."""
+        return [(job.id, count) for job, count in self.rows.items()]
 
 
 class Rows:
@@ -35,13 +71,19 @@ class Rows:
 
     def add(self, tokens: Sequence[int], context: int, blocks: Sequence[int], outputs: int) -> None:
         """Append one sequence; logits are wanted for its last ``outputs`` tokens (0 for a prompt chunk)."""
-        self.tokens.extend(tokens)
+        if len(tokens) == 1:
+            self.tokens.append(tokens[0])
+        else:
+            self.tokens.extend(tokens)
         end = len(self.tokens)
         self.seq_start.append(end)
         self.context.append(context)
         self.blocks.extend(blocks)
         self.block_start.append(len(self.blocks))
-        self.out.extend(range(end - outputs, end))
+        if outputs == 1:
+            self.out.append(end - 1)
+        elif outputs:
+            self.out.extend(range(end - outputs, end))
 
     def __len__(self) -> int:
         """Number of sequences."""

@@ -1,0 +1,398 @@
+"""LLM: a model in this process, driven in the caller's thread. The shapes are those vLLM's users know."""
+
+import contextlib
+import secrets
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from galley.audit.assemble import assemble, receipt_id
+from galley.audit.receipts import ReceiptStore
+from galley.config import load
+from galley.errors import ConfigError, GalleyError, InvalidRequest
+from galley.model.model import Model
+from galley.model.store import Store
+from galley.providers.base import Meter
+from galley.providers.local import ChoiceText, LocalProvider
+from galley.providers.opened import BLOCK, memory_available
+from galley.runtime.backend import native_missing, open_backend
+from galley.runtime.engine import Engine
+from galley.runtime.memory import plan_memory
+from galley.runtime.out import StepOut
+from galley.runtime.sampling import params as sampling
+from galley.types import (
+    Delta,
+    FinishReason,
+    Receipt,
+    ReceiptStatus,
+    Request,
+    Route,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
+
+__all__ = ["LLM", "Completion", "Logprob", "Result"]
+
+
+class Logprob(msgspec.Struct, frozen=True):
+    """Log-probability of one token under the raw model distribution; ``rank`` 1 is the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """One choice.
+
+    Attributes:
+        token_ids: what was drawn, an end token included; nothing after a stop string.
+        stop_reason: the stop string or stop token id that ended it, None for the model's own end.
+        logprobs: per token, id to Logprob of the token drawn and of the alternatives asked for.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    logprobs: list[dict[int, Logprob]] | None
+    cumulative_logprob: float | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one prompt. ``prompt`` is None when it came as ids or messages."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[Completion]
+    usage: Usage
+    receipt: Receipt
+
+
+class LLM:
+    """Offline inference: no server, no thread, no event loop; prompts given together run together.
+
+    The same prompts, parameters and seeds give the same tokens, however they are grouped (SMP-5, SMP-6).
+
+    Args:
+        model: a name in the store (``smollm2-135m``), or a path of a GGUF file.
+        threads, backend, isa, kv_memory (bytes), context, token_budget, max_jobs: as in the configuration,
+            which also has the defaults; see ``galley config show``.
+        receipts: where the receipts go; default: ``$GALLEY_HOME``'s store.
+        home: the folder of models and receipts instead of ``$GALLEY_HOME``.
+
+    Raises ModelNotFound, BadModelFile, ConfigError. Use it as a context manager, or ``close`` it.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        threads: int | None = None,
+        backend: str | None = None,
+        isa: str | None = None,
+        kv_memory: int | None = None,
+        context: int | None = None,
+        token_budget: int | None = None,
+        max_jobs: int | None = None,
+        receipts: ReceiptStore | None = None,
+        home: Path | str | None = None,
+    ) -> None:
+        config = load(
+            {
+                "home": None if home is None else str(home),
+                "engine.threads": threads,
+                "engine.backend": backend,
+                "engine.isa": isa,
+                "engine.kv_memory": kv_memory,
+                "engine.context": context,
+                "engine.token_budget": token_budget,
+                "engine.max_jobs": max_jobs,
+            }
+        )
+        wanted = config.engine
+        with contextlib.ExitStack() as opened:
+            entry = Store(config.home).resolve(model)
+            self.model = Model.open(entry.path, entry.name)
+            opened.callback(self.model.close)
+            spec = self.model.spec
+            native = wanted.backend != "reference" and native_missing() is None
+            available = memory_available()
+            if available is None and wanted.kv_memory is None:
+                raise ConfigError("this system does not tell how much memory is free; give kv_memory")
+            self.memory = plan_memory(
+                spec,
+                spec.layers * 2 * spec.kv_rows * (2 if native else 4),  # f16 in the native arena, else f32
+                BLOCK,
+                available=available or 0,
+                limit=wanted.kv_memory,
+                max_jobs=wanted.max_jobs,
+            )
+            running, warning = open_backend(
+                wanted.backend,
+                self.model.gguf,
+                spec,
+                threads=wanted.threads,
+                num_blocks=self.memory.num_blocks,
+                isa=wanted.isa,
+            )
+            opened.callback(running.close)
+            if warning:
+                warnings.warn(warning, RuntimeWarning, stacklevel=2)
+            self.engine = Engine(
+                running,
+                eos_ids=self.model.tokenizer.eos_ids,
+                token_budget=wanted.token_budget,
+                max_jobs=wanted.max_jobs,
+                max_queue=2**31,  # offline the caller's list is the queue
+                context=wanted.context,
+                model_key=self.model.weights_digest,
+            )
+            opened.callback(self.engine.close)
+            self._provider = LocalProvider(self.model, self.engine)
+            own = contextlib.closing(ReceiptStore(config.receipts.path))
+            self._receipts = receipts or opened.enter_context(own)
+            self._capture = config.receipts.capture
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free weights and KV, and write the last receipts out. Idempotent."""
+        self._opened.close()
+
+    def generate(
+        self,
+        prompts: str | list[int] | Sequence[str] | Sequence[list[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Result]:
+        """Complete prompts given as text or as ids; one Result each, in order.
+
+        ``params`` is one for all or one each; default: what the model file recommends. Nothing runs unless
+        every prompt is good: InvalidRequest and ContextLengthExceeded come first. An EngineFault is raised
+        when all others are done, their receipts kept.
+        """
+        given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+        if given and all(isinstance(token, int) for token in given):
+            given = [given]  # one prompt as ids
+        encode = self.model.tokenizer.encode
+        asked = []
+        for number, prompt in enumerate(given):
+            if isinstance(prompt, str):
+                asked.append(Asked(prompt, prompt, encode(prompt), None))
+            elif isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
+                asked.append(Asked(None, list(prompt), list(prompt), None))
+            else:
+                raise InvalidRequest("a prompt is text or a list of token ids", param=f"prompts[{number}]")
+        return self._run("python.generate", asked, params)
+
+    def chat(
+        self,
+        messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> list[Result]:
+        """Answer one conversation, or a list of them, through the model's chat template.
+
+        As ``generate``; also raises TemplateError, and InvalidRequest when the model has no template.
+        """
+        template = self.model.template
+        if template is None:
+            raise InvalidRequest(
+                f"the model {self.model.name!r} has no chat template",
+                param="messages",
+                code="no_chat_template",
+                hint="use generate()",
+            )
+        many: list[Any] = list(messages)
+        if not many or isinstance(many[0], dict):
+            many = [many]  # one conversation
+        options = {**(template_kwargs or {}), "add_generation_prompt": add_generation_prompt}
+        asked = []
+        for one in many:
+            ids = template.encode(self.model.tokenizer, one, **options)
+            asked.append(Asked(None, ids, ids, list(one)))
+        shown = {"add_generation_prompt": add_generation_prompt, "template_kwargs": template_kwargs or {}}
+        return self._run("python.chat", asked, params, **shown)
+
+    def _run(
+        self,
+        api: str,
+        asked: "list[Asked]",
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        **options: Any,
+    ) -> list[Result]:
+        if params is None:
+            params = SamplingParams(**self.model.defaults)
+        each = [params] * len(asked) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(asked):
+            raise InvalidRequest(f"{len(each)} params for {len(asked)} prompts", param="params")
+        runs: list[Run] = []
+        for one, chosen in zip(asked, each, strict=True):
+            # 53 bits: exact in every JSON reader, JavaScript's included.
+            seed = secrets.randbits(53) if chosen.seed is None else chosen.seed
+            seeded = msgspec.structs.replace(chosen, seed=seed)
+            sampling.check(seeded, self.model.tokenizer.vocab_size)
+            self.engine.scheduler.admission.refuse(one.ids, seeded)
+            request = Request(
+                id=f"req_{uuid.uuid4().hex}",
+                api=api,
+                model=self.model.name,
+                params=seeded,
+                created=time.time(),
+                messages=one.messages,
+                prompts=None if one.messages is not None else [one.given],
+                capture=self._capture,
+                **options,
+            )
+            runs.append(Run(request, one, self.model, self.engine.finish))
+        return self._drive(runs)
+
+    def _drive(self, runs: "list[Run]") -> list[Result]:
+        """Run all to the end in this thread. Every run leaves its receipt, whatever happens."""
+        stopped: BaseException | None = None
+        started = time.monotonic()
+        try:
+            for run in runs:
+                for lane in range(run.request.params.n):
+                    run.submit(self.engine, lane)
+            while self.engine.turn():
+                pass
+        except BaseException as error:
+            stopped = error
+            for run in runs:
+                for job in run.choices:
+                    self.engine.cancel(job)
+            while self.engine.turn():
+                pass
+            raise
+        finally:
+            receipts = [self._record(run, started, stopped) for run in runs]
+        for run in runs:
+            if run.error is not None:
+                raise run.error
+        return [run.result(receipt) for run, receipt in zip(runs, receipts, strict=True)]
+
+    def _record(self, run: "Run", started: float, stopped: BaseException | None) -> Receipt:
+        error = run.error if stopped is None else stopped
+        status: ReceiptStatus = "ok" if error is None else "error"
+        if error is not None and not isinstance(error, Exception):
+            status = "cancelled"  # KeyboardInterrupt and its like
+        receipt = assemble(
+            receipt_id=receipt_id(),
+            request=run.request,
+            route=Route(model=self.model.name, provider="local", rule="fixed", reason="in-process"),
+            digests=self._provider.digests,
+            meters=run.meter.jobs,
+            status=status,
+            error=error if isinstance(error, Exception) else None,
+            choices=run.meter.choices(),
+            params=run.request.params,
+            seeds=[run.request.params.seed or 0],
+            started=started,
+            output=run.meter.output(),
+        )
+        self._receipts.record(receipt)
+        return receipt
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """One prompt: its text if it came as text, as given, as ids, and the messages if it came as those."""
+
+    text: str | None
+    given: str | list[int]
+    ids: list[int]
+    messages: list[dict[str, Any]] | None
+
+
+class Run:
+    """One prompt under way: its choices' text, tokens and meters."""
+
+    def __init__(self, request: Request, asked: Asked, model: Model, finish: Callable[[str], None]) -> None:
+        self.request = request
+        self.asked = asked
+        self.meter = Meter(capture=request.capture)
+        self.error: GalleyError | None = None
+        self.choices: dict[str, list[Delta]] = {}
+        self._texts = [ChoiceText(model, asked.ids, request.params, i) for i in range(request.params.n)]
+        self._tokenizer = model.tokenizer
+        self._finish = finish
+
+    def submit(self, engine: Engine, lane: int) -> None:
+        """Queue one choice."""
+        job = f"{self.request.id}/{lane}"
+        text = self._texts[lane]
+        pieces = self.choices[job] = []
+
+        def on_step(out: StepOut) -> None:
+            if out.meter is not None:
+                self.meter.jobs[lane] = out.meter
+            if text.ended:
+                return
+            if out.error is not None:
+                self.error = self.error or out.error
+                return
+            delta = text.read(out)
+            pieces.append(delta)
+            self.meter.note(delta)
+            if delta.finish is not None and out.finish is None:
+                self._finish(job)  # a stop string completed in the text
+
+        engine.submit(job, self.asked.ids, self.request.params, on_step=on_step, lane=lane)
+
+    def result(self, receipt: Receipt) -> Result:
+        """The finished prompt in vLLM's shape."""
+        decode = partial(self._tokenizer.decode, skip_special=False)
+        return Result(
+            request_id=self.request.id,
+            prompt=self.asked.text,
+            prompt_token_ids=self.asked.ids,
+            outputs=[
+                completion(index, pieces, decode, wanted=self.request.params.logprobs is not None)
+                for index, pieces in enumerate(self.choices.values())
+            ],
+            usage=receipt.usage,
+            receipt=receipt,
+        )
+
+
+def completion(
+    index: int, pieces: list[Delta], decode: Callable[[list[int]], str], *, wanted: bool
+) -> Completion:
+    """All deltas of one choice as one."""
+    drawn: list[TokenLogprob] = [entry for piece in pieces for entry in piece.logprobs or ()]
+    finish = pieces[-1].finish
+    if finish is None:
+        raise RuntimeError("a choice ended without a finish reason")
+    return Completion(
+        index=index,
+        text="".join(piece.text for piece in pieces),
+        token_ids=[token for piece in pieces for token in piece.token_ids],
+        finish_reason=finish,
+        stop_reason=pieces[-1].stop,
+        logprobs=[table(entry, decode) for entry in drawn] if wanted else None,
+        cumulative_logprob=sum(entry.logprob for entry in drawn) if wanted else None,
+    )
+
+
+def table(entry: TokenLogprob, decode: Callable[[list[int]], str]) -> dict[int, Logprob]:
+    """The drawn token and its alternatives by id, as vLLM lists them."""
+    listed = {entry.token_id: Logprob(entry.logprob, entry.rank, decode([entry.token_id]))}
+    for place, (token, value) in enumerate(entry.top):
+        listed.setdefault(token, Logprob(value, place + 1, decode([token])))
+    return listed

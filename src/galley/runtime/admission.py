@@ -1,0 +1,97 @@
+"""Admission: what can never run, what does not fit now, and what had better wait a moment."""
+
+from collections.abc import Collection, Iterable
+
+from galley.errors import ContextLengthExceeded, InvalidRequest
+from galley.kv.tree import Node, Tree
+from galley.runtime.job import Job, State
+from galley.runtime.policy import Policy
+from galley.runtime.sampling.params import check as check_params
+from galley.types import SamplingParams
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """Questions only; the scheduler acts on the answers.
+
+    Args:
+        context: most tokens of prompt and output together; the pool's size bounds it further.
+    """
+
+    def __init__(self, tree: Tree, policy: Policy, *, vocab: int, context: int) -> None:
+        self.tree = tree
+        self.policy = policy
+        self.vocab = vocab
+        # The last token drawn is never computed, so it needs no place in a block.
+        self.room = min(context, tree.pool.size * tree.block_size + 1)
+
+    def refuse(self, prompt: list[int], params: SamplingParams) -> None:
+        """Raise for what could never run, whatever the load (SCH-3). O(len(prompt)).
+
+        Raises ContextLengthExceeded when prompt and output cannot fit the context or the pool,
+        InvalidRequest for an empty prompt, an id outside the vocabulary, a missing seed or bad params.
+        """
+        check_params(params, self.vocab)
+        if not prompt:
+            raise InvalidRequest("the prompt has no tokens", param="prompt")
+        if min(prompt) < 0 or max(prompt) >= self.vocab:
+            raise InvalidRequest(f"a token id of the prompt is outside 0..{self.vocab - 1}", param="prompt")
+        if params.seed is None and not params.greedy:
+            raise InvalidRequest("sampling needs a seed by the time it reaches the engine", param="seed")
+        wanted = len(prompt) + (1 if params.max_tokens is None else params.max_tokens)
+        if wanted > self.room:
+            raise ContextLengthExceeded(
+                prompt_tokens=len(prompt), max_tokens=params.max_tokens, context=self.room, param="prompt"
+            )
+
+    def fits(self, job: Job, path: list[Node], running: Collection[Job]) -> bool:
+        """Whether all known tokens fit now, beside what running jobs are expected to need (SCH-10)."""
+        tree, pool = self.tree, self.tree.pool
+        need = -(-len(job.tokens) // tree.block_size) - len(path)
+        # Idle blocks of the match are counted as available, but this job is about to hold them.
+        room = pool.available - sum(1 for node in path if pool.ref[node.block] == 0)
+        if running:
+            need += self.policy.reserve([*running, job], tree.block_size, pool.size)
+        return need <= room
+
+    def still_held(self, job: Job) -> bool:
+        """Whether the job computing this one's prefix is still at it (SCH-8). O(1)."""
+        other = job.held_by
+        if other is None:
+            return False
+        if other.state is State.RUNNING and not other.table.diverged and other.table.keyed < job.held_until:
+            return True
+        job.held_by = None
+        return False
+
+    def hold_back(self, job: Job, hit: int, running: Iterable[Job]) -> bool:
+        """Whether a running job is about to publish a longer prefix than ``hit`` blocks (SCH-8).
+
+        If so the job is tied to it. Near O(running): only windows of ``policy.hold_back`` tokens are compared
+        unless they are equal.
+        """
+        size = self.tree.block_size
+        start, window = hit * size, hit * size + self.policy.hold_back
+        if len(job.tokens) <= window:
+            return False
+        head = job.tokens[start:window]
+        for other in running:
+            if (
+                len(other.tokens) - other.computed > 1
+                and not other.table.diverged
+                and other.tokens[start:window] == head
+                and other.table.namespace == job.table.namespace
+                and other.tokens[:start] == job.tokens[:start]
+            ):
+                end = min(len(other.tokens), len(job.tokens) - 1) // size
+                shared = hit
+                while shared < end and (
+                    other.tokens[shared * size : (shared + 1) * size]
+                    == job.tokens[shared * size : (shared + 1) * size]
+                ):
+                    shared += 1
+                if (shared - hit) * size >= self.policy.hold_back:
+                    job.held_by, job.held_until = other, shared
+                    return True
+        return False

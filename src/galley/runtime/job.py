@@ -1,0 +1,141 @@
+"""The job: the engine's only mutable per-request object."""
+
+from enum import IntEnum
+
+from galley.errors import GalleyError
+from galley.kv.table import Table
+from galley.kv.tree import Namespace
+from galley.runtime.meter import JobMeter
+from galley.types import FinishReason, SamplingParams
+
+__all__ = ["Job", "State"]
+
+
+class State(IntEnum):
+    """Where a job stands. Everything from FINISHED on is over, so ``state >= FINISHED`` is one comparison."""
+
+    WAITING = 0
+    """Never scheduled; holds no blocks."""
+    PREEMPTED = 1
+    """Lost its blocks; output ids, noise positions and counts survive, so it resumes where it was (SCH-5)."""
+    RUNNING = 2
+    FINISHED = 3
+    CANCELLED = 4
+    EXPIRED = 5
+    FAILED = 6
+
+
+class Job:
+    """One choice of one prompt. Only the scheduler changes it.
+
+    Attributes:
+        tokens: all known ids, prompt then output.
+        computed: positions whose KV is written and committed.
+        reached: the highest ``computed`` ever; below it a position is a recomputation.
+        limit: length at which the job ends with ``length``.
+        verdict: asked for while a step was in flight; carried out in commit (CAN-2).
+        seen: occurrences in the output of every token of prompt and output, None when no penalty needs it.
+        resumed_at: number of known tokens at the last preemption, -1 before any.
+    """
+
+    __slots__ = (
+        "accounted_at",
+        "ban",
+        "computed",
+        "eos",
+        "held_by",
+        "held_until",
+        "id",
+        "lane",
+        "limit",
+        "max_queue_s",
+        "max_total_s",
+        "meter",
+        "min_length",
+        "params",
+        "priority",
+        "prompt_len",
+        "reached",
+        "resumed_at",
+        "seed",
+        "seen",
+        "sequence",
+        "skipped",
+        "state",
+        "stop_ids",
+        "table",
+        "tenant",
+        "tokens",
+        "verdict",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        eos: frozenset[int],
+        context: int,
+        sequence: int,
+        now: float,
+        namespace: Namespace,
+        seed: int,
+        lane: int = 0,
+        tenant: str = "local",
+        priority: int = 0,
+        max_queue_s: float | None = None,
+        max_total_s: float | None = None,
+    ) -> None:
+        self.id = id
+        self.tokens = list(prompt)
+        self.prompt_len = len(prompt)
+        self.params = params
+        self.seed = seed
+        self.lane = lane
+        self.tenant = tenant
+        self.priority = priority
+        self.sequence = sequence
+        self.max_queue_s = max_queue_s
+        self.max_total_s = max_total_s
+        self.limit = context if params.max_tokens is None else min(context, len(prompt) + params.max_tokens)
+        self.stop_ids = frozenset(params.stop_token_ids or ())
+        self.eos = frozenset() if params.ignore_eos else eos
+        self.min_length = len(prompt) + params.min_tokens
+        self.ban = sorted(self.eos | self.stop_ids) if params.min_tokens else []
+        self.seen: dict[int, int] | None = None
+        if params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty:
+            self.seen = dict.fromkeys(prompt, 0)
+        self.state = State.WAITING
+        self.verdict: GalleyError | FinishReason | None = None
+        self.computed = 0
+        self.reached = 0
+        self.table = Table(namespace)
+        self.meter = JobMeter(prompt_tokens=len(prompt), arrived=now)
+        self.accounted_at = now
+        self.skipped = 0
+        self.resumed_at = -1
+        self.held_by: Job | None = None
+        self.held_until = 0
+
+    @property
+    def over(self) -> bool:
+        """Finished, cancelled, expired or failed."""
+        return self.state >= State.FINISHED
+
+    @property
+    def remaining(self) -> int:
+        """Most tokens that may still be drawn."""
+        return self.limit - len(self.tokens)
+
+    def take(self, token: int) -> FinishReason | None:
+        """Append one drawn token; how the job ends with it, if it does."""
+        self.tokens.append(token)
+        if self.seen is not None:
+            self.seen[token] = self.seen.get(token, 0) + 1
+        # min_tokens bans these ids until it is reached, so a drawn one always counts.
+        if token in self.eos or token in self.stop_ids:
+            return "stop"
+        if len(self.tokens) >= self.limit:
+            return "length"
+        return None

@@ -1,0 +1,115 @@
+"""The only loop: plan → run → mask → sample → commit."""
+
+from collections.abc import Callable
+
+from galley.errors import EngineFault
+from galley.runtime.backend.base import Backend
+from galley.runtime.job import Job
+from galley.runtime.out import StepOut
+from galley.runtime.plan import Drawn, Draws, Plan, Rows
+from galley.runtime.scheduler import Scheduler
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """One step at a time, in the caller's thread. Knows no queue, no clock of its own and no text.
+
+    Args:
+        clock: monotonic seconds.
+        arrivals: called after the forward and before commit, to mark cancels that came meanwhile (CAN-2).
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        backend: Backend,
+        *,
+        clock: Callable[[], float],
+        arrivals: Callable[[], None] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.backend = backend
+        self.clock = clock
+        self.arrivals = arrivals
+        self.faults = 0
+        self._draws = Draws()
+        self._drawing: list[Job] = []
+
+    def step(self) -> list[StepOut]:
+        """One step, if there is work; what came of it. A backend fault ends the step's jobs only (CAN-3)."""
+        scheduler, backend = self.scheduler, self.backend
+        plan = scheduler.plan(self.clock())
+        if plan.rows:
+            fault: EngineFault | None = None
+            drawn = Drawn([], [], [], [])
+            try:
+                rows = self.rows(plan)
+                backend.run(rows)
+                if rows.out:
+                    draws = self.mask(plan)
+                    drawn = backend.sample(draws)
+                    if len(drawn.ids) != len(rows.out):
+                        fault = EngineFault(f"{len(drawn.ids)} tokens drawn for {len(rows.out)} rows")
+            except EngineFault as error:
+                fault = error
+            except Exception as error:
+                fault = EngineFault(f"the step failed: {type(error).__name__}: {error}")
+                fault.__cause__ = error
+            except BaseException:  # Ctrl-C offline: leave a scheduler that can go on
+                scheduler.fail(plan, EngineFault("the step was interrupted"), self.clock())
+                raise
+            if self.arrivals is not None:
+                self.arrivals()
+            if fault is None:
+                scheduler.commit(plan, drawn, self.clock())
+            else:
+                self.faults += 1
+                scheduler.fail(plan, fault, self.clock())
+        return scheduler.take()
+
+    def rows(self, plan: Plan) -> Rows:
+        """The step's tokens as flat arrays. Logits are wanted where a job's known tokens end."""
+        rows = Rows()
+        for job, count in plan.rows.items():
+            start, tokens = job.computed, job.tokens
+            end = start + count
+            rows.add(tokens[start:end], start, job.table.blocks, 1 if end == len(tokens) else 0)
+        return rows
+
+    def mask(self, plan: Plan) -> Draws:
+        """How to draw from each output row: bans, bias, penalties, noise position.
+
+        Valid until the next call: while the same jobs draw and nothing but their positions changes, as in a
+        steady run of decodes, the last step's arrays are brought up to date in place.
+        """
+        jobs = [job for job, count in plan.rows.items() if job.computed + count == len(job.tokens)]
+        if jobs == self._drawing:
+            position = self._draws.position
+            for row, job in enumerate(jobs):
+                position[row] = len(job.tokens)
+            return self._draws
+        self._draws = draws = Draws()
+        steady = True
+        for job in jobs:
+            params, length = job.params, len(job.tokens)
+            banned = job.ban if length < job.min_length else ()
+            draws.add(
+                seed=job.seed,
+                position=length,
+                lane=job.lane,
+                temperature=params.temperature,
+                top_k=params.top_k,
+                top_p=params.top_p,
+                min_p=params.min_p,
+                repetition=params.repetition_penalty,
+                frequency=params.frequency_penalty,
+                presence=params.presence_penalty,
+                logprobs=-1 if params.logprobs is None else params.logprobs,
+                bias=params.logit_bias,
+                ban=banned,
+                seen=job.seen,
+            )
+            steady = steady and not banned and job.seen is None
+        self._drawing = jobs if steady else []
+        return draws

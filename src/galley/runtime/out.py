@@ -1,0 +1,51 @@
+"""StepOut: what one step made of one job."""
+
+import msgspec
+
+from galley.errors import GalleyError
+from galley.runtime.meter import JobMeter
+from galley.types import FinishReason, TokenLogprob
+
+__all__ = ["StepOut"]
+
+
+class StepOut(msgspec.Struct, frozen=True, kw_only=True):
+    """New tokens of one job; the last one of a job has ``finish`` or ``error``, and the ``meter``.
+
+    Attributes:
+        token_ids: new output ids, in order; the finishing end token is among them.
+        logprobs: one entry a token when the job asked for them, else None.
+        stop_token: the id of ``params.stop_token_ids`` that ended the job.
+        error: set for a cancelled (code ``cancelled``), expired or failed job.
+        cached_tokens: prompt tokens found in the cache; on the job's first StepOut with tokens.
+    """
+
+    job_id: str
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] | None = None
+    finish: FinishReason | None = None
+    stop_token: int | None = None
+    error: GalleyError | None = None
+    cached_tokens: int | None = None
+    meter: JobMeter | None = None
+
+    @property
+    def last(self) -> bool:
+        """Nothing of this job comes after this."""
+        return self.meter is not None
+
+    def then(self, later: "StepOut") -> "StepOut":
+        """This one and the next of the same job as one (a slow reader gets them merged, CAN-4)."""
+        logprobs = self.logprobs
+        if later.logprobs is not None:
+            logprobs = [*(logprobs or ()), *later.logprobs]
+        return StepOut(
+            job_id=self.job_id,
+            token_ids=self.token_ids + later.token_ids,
+            logprobs=logprobs,
+            finish=later.finish,
+            stop_token=later.stop_token,
+            error=later.error,
+            cached_tokens=self.cached_tokens if self.cached_tokens is not None else later.cached_tokens,
+            meter=later.meter,
+        )

@@ -1,0 +1,193 @@
+"""LLM on a tiny random model: shapes, receipts, stops, and equality with the parts it is made of."""
+
+import pytest
+
+from galley import LLM, SamplingParams
+from galley.audit.receipts import ReceiptStore
+from galley.errors import ContextLengthExceeded, EngineFault, InvalidRequest, ModelNotFound
+from tests.tiny import tiny_gguf
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", seed=1)
+
+
+@pytest.fixture(scope="module")
+def llm(path, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    with LLM(str(path), home=home, backend="reference", kv_memory=8 << 20) as opened:
+        yield opened
+
+
+def params(**given):
+    return SamplingParams(**({"temperature": 0.0, "seed": 1, "max_tokens": 12, "ignore_eos": True} | given))
+
+
+def test_generate_gives_vllms_shapes(llm):
+    (result,) = llm.generate("the thing", params(logprobs=2))
+    assert result.prompt == "the thing"
+    assert result.prompt_token_ids == llm.model.tokenizer.encode("the thing")
+    (out,) = result.outputs
+    assert (out.index, out.finish_reason, out.stop_reason) == (0, "length", None)
+    assert len(out.token_ids) == 12
+    assert out.text == llm.model.tokenizer.decode(out.token_ids)
+    assert len(out.logprobs) == 12
+    for token, listed in zip(out.token_ids, out.logprobs, strict=True):
+        assert listed[token].rank == 1
+        assert len(listed) == 2
+    assert out.cumulative_logprob == pytest.approx(
+        sum(listed[t].logprob for t, listed in zip(out.token_ids, out.logprobs, strict=True))
+    )
+    assert result.usage.completion_tokens == 12
+    assert result.usage.prompt_tokens == len(result.prompt_token_ids)
+
+
+def test_prompts_may_be_ids_and_many_and_say_what_each_says_alone(llm):
+    prompts = ["one two", "three", "the other thing and more"]
+    together = llm.generate(prompts, params())
+    ids = [llm.model.tokenizer.encode(prompt) for prompt in prompts]
+    assert [r.outputs[0].token_ids for r in llm.generate(ids, params())] == [
+        r.outputs[0].token_ids for r in together
+    ]
+    for prompt, result in zip(prompts, together, strict=True):
+        assert llm.generate(prompt, params())[0].outputs[0].text == result.outputs[0].text
+    assert llm.generate(ids[0], params())[0].prompt is None
+
+
+def test_n_choices_have_lanes_of_noise(llm):
+    (result,) = llm.generate("the thing", params(n=3, temperature=1.0))
+    assert [out.index for out in result.outputs] == [0, 1, 2]
+    assert len({tuple(out.token_ids) for out in result.outputs}) == 3
+    assert result.usage.completion_tokens == 36
+    (again,) = llm.generate("the thing", params(n=3, temperature=1.0))
+    assert [out.token_ids for out in again.outputs] == [out.token_ids for out in result.outputs]
+
+
+def test_params_for_each_prompt(llm):
+    a, b = llm.generate(["x", "y"], [params(max_tokens=3), params(max_tokens=5)])
+    assert (len(a.outputs[0].token_ids), len(b.outputs[0].token_ids)) == (3, 5)
+    with pytest.raises(InvalidRequest):
+        llm.generate(["x", "y"], [params()])
+
+
+def test_stop_strings_end_the_text_and_the_job(llm):
+    (whole,) = llm.generate("the thing", params(max_tokens=40))
+    text = whole.outputs[0].text
+    stop = text[6:9]
+    (cut,) = llm.generate("the thing", params(max_tokens=40, stop=[stop]))
+    out = cut.outputs[0]
+    assert out.text == text[: text.index(stop)]
+    assert (out.finish_reason, out.stop_reason) == ("stop", stop)
+    assert len(out.token_ids) < 40
+    assert cut.usage.completion_tokens == len(out.token_ids)
+    (kept,) = llm.generate("the thing", params(max_tokens=40, stop=stop, include_stop_str_in_output=True))
+    assert kept.outputs[0].text == text[: text.index(stop)] + stop
+    assert llm.engine.stats().blocks_used == 0
+
+
+def test_stop_token_ids_are_named_and_not_shown(llm):
+    (whole,) = llm.generate("the thing", params())
+    token = whole.outputs[0].token_ids[4]
+    (cut,) = llm.generate("the thing", params(stop_token_ids=[token]))
+    out = cut.outputs[0]
+    assert (out.finish_reason, out.stop_reason) == ("stop", token)
+    assert out.token_ids[-1] == token
+    assert out.text == llm.model.tokenizer.decode(out.token_ids[:-1])
+
+
+def test_chat_renders_the_template(llm):
+    messages = [{"role": "user", "content": "hello"}]
+    (result,) = llm.chat(messages, params())
+    assert result.prompt is None
+    assert result.prompt_token_ids == llm.model.template.encode(llm.model.tokenizer, messages)
+    two = llm.chat([messages, messages], params())
+    assert [r.outputs[0].text for r in two] == [result.outputs[0].text] * 2
+
+
+def test_every_prompt_leaves_one_receipt(path, tmp_path):
+    receipts = ReceiptStore(tmp_path / "r.sqlite")
+    with LLM(str(path), home=tmp_path, backend="reference", kv_memory=8 << 20, receipts=receipts) as llm:
+        results = llm.generate(["a b", "c"], params(n=2))
+        results += llm.chat([{"role": "user", "content": "x"}], params(seed=None, temperature=1.0))
+        llm.model.template = None
+        with pytest.raises(InvalidRequest):
+            llm.chat([{"role": "user", "content": "x"}])
+    assert receipts.flush(5)
+    stored = {receipt.id: receipt for receipt in receipts.list(limit=10)}
+    assert stored == {result.receipt.id: result.receipt for result in results}
+    first = results[0].receipt
+    assert (first.status, first.api, len(first.choices)) == ("ok", "python.generate", 2)
+    assert first.digests.weights
+    assert first.resources.steps > 0
+    assert first.resources.prefill_flop > 0
+    assert first.times.ttft_s is not None
+    assert results[2].receipt.params["seed"] is not None
+    assert first.prompt is None
+    receipts.close()
+
+
+def test_nothing_runs_unless_every_prompt_is_good(llm):
+    before = llm.engine.stats().steps
+    with pytest.raises(ContextLengthExceeded):
+        llm.generate(["fine", [5] * 600], params())
+    with pytest.raises(InvalidRequest):
+        llm.generate(["fine", 7], params())
+    with pytest.raises(InvalidRequest):
+        llm.generate([[1, 99999]], params())
+    with pytest.raises(InvalidRequest) as refused:
+        llm.generate("fine", params(top_p=2.0))
+    assert refused.value.param == "top_p"
+    assert llm.engine.stats().steps == before
+    assert llm.generate([], params()) == []
+
+
+def test_a_fault_is_raised_after_the_others_are_done_and_is_on_the_receipt(path, tmp_path):
+    receipts = ReceiptStore(tmp_path / "r.sqlite")
+    with LLM(str(path), home=tmp_path, backend="reference", kv_memory=8 << 20, receipts=receipts) as llm:
+        run = llm.engine.backend.run
+        calls = []
+
+        def failing(rows):
+            calls.append(rows)
+            if len(calls) == 3:
+                raise RuntimeError("no")
+            run(rows)
+
+        llm.engine.backend.run = failing
+        with pytest.raises(EngineFault):
+            llm.generate("the thing", params())
+        llm.engine.backend.run = run
+        assert llm.generate("the thing", params())[0].outputs[0].token_ids
+    assert receipts.flush(5)
+    statuses = [(receipt.status, receipt.usage.completion_tokens) for receipt in receipts.list(limit=5)]
+    assert sorted(statuses) == [("error", 2), ("ok", 12)]
+    receipts.close()
+
+
+@pytest.mark.parametrize("where", ["turn", "run"])
+def test_an_interrupt_cancels_and_still_leaves_receipts(path, tmp_path, where):
+    receipts = ReceiptStore(tmp_path / "r.sqlite")
+    with LLM(str(path), home=tmp_path, backend="reference", kv_memory=8 << 20, receipts=receipts) as llm:
+        owner = llm.engine if where == "turn" else llm.engine.backend
+        verb, count = getattr(owner, where), []
+
+        def interrupted(*given):
+            count.append(1)
+            if len(count) == 4:
+                raise KeyboardInterrupt
+            return verb(*given)
+
+        setattr(owner, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["the thing", "other"], params())
+        assert llm.engine.stats().blocks_used == 0
+        assert llm.generate("again", params())
+    assert receipts.flush(5)
+    assert sorted(receipt.status for receipt in receipts.list(limit=5)) == ["cancelled", "cancelled", "ok"]
+    receipts.close()
+
+
+def test_unknown_models_are_named(tmp_path):
+    with pytest.raises(ModelNotFound):
+        LLM("no-such-model", home=tmp_path)
