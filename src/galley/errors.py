@@ -51,7 +51,13 @@ class GalleyError(Exception):
         """The OpenAI error object. Messages are cut at 2 kB so that an echo cannot amplify."""
         message = self.message if len(self.message) <= 2000 else self.message[:1997] + "..."
         return {
-            "error": {"message": message, "type": self.type, "param": self.param, "code": self.code, **self.extra}
+            "error": {
+                "message": message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+                **self.extra,
+            }
         }
 
 
@@ -76,7 +82,9 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
     exit_code = 4
 
-    def __init__(self, *, prompt_tokens: int, max_tokens: int | None, context: int, param: str | None) -> None:
+    def __init__(
+        self, *, prompt_tokens: int, max_tokens: int | None, context: int, param: str | None
+    ) -> None:
         asked = (
             f"{prompt_tokens} in the prompt and {max_tokens} for the completion"
             if max_tokens

@@ -51,6 +51,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     def linear_params(self) -> int:
         """Weights in the layers' matrices (no embedding, no head)."""
         per_layer = (
-            self.hidden * (self.q_rows + 2 * self.kv_rows) + self.q_rows * self.hidden + 3 * self.hidden * self.ffn
+            self.hidden * (self.q_rows + 2 * self.kv_rows)
+            + self.q_rows * self.hidden
+            + 3 * self.hidden * self.ffn
         )
         return self.layers * per_layer
