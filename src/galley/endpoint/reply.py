@@ -81,7 +81,7 @@ class Gathered:
 class Common:
     """The envelope both doors share."""
 
-    object = ""
+    whole_object = ""
     chunk_object = ""
     id_prefix = ""
 
@@ -113,14 +113,14 @@ class Common:
         return self.answer.prepared.prompts[index // self.answer.prepared.params.n]
 
     def envelope(self, choices: list[dict[str, Any]], usage: Usage, **more: object) -> bytes:
-        head = {**self.head, "object": self.object}
+        head = {**self.head, "object": self.whole_object}
         return encode({**head, "choices": choices, "usage": usage_object(usage), **more})
 
 
 class ChatReply(Common):
     """``chat.completion`` and its chunks."""
 
-    object = "chat.completion"
+    whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
@@ -180,7 +180,7 @@ class ChatReply(Common):
 class CompletionReply(Common):
     """``text_completion``, streamed or whole (the same object name, as OpenAI has it)."""
 
-    object = "text_completion"
+    whole_object = "text_completion"
     chunk_object = "text_completion"
     id_prefix = "cmpl-"
 

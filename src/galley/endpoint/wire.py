@@ -73,7 +73,7 @@ def kind(value: object) -> str:
         (list, "an array"),
         (dict, "an object"),
     ):
-        if isinstance(value, types):  # type: ignore[arg-type]
+        if isinstance(value, types):
             return name
     return type(value).__name__
 
@@ -120,10 +120,10 @@ class Fields:
         return value
 
     def refuse(self, names: tuple[str, ...], why: str = "is not supported here") -> None:
-        """Fields that would change the answer and are not implemented: given with a meaning, they are a 400."""
+        """Fields that would change the answer and are not implemented are a 400 when given a meaning."""
         for name in names:
             value = self.raw(name)
-            if value is not None and value is not False and value not in ([], {}, ""):
+            if value is not None and value not in (0, [], {}, ""):
                 raise UnsupportedParameter(f"{self.at(name)!r} {why}.", param=self.at(name))
 
     def wrong(self, name: str, wanted: str, value: object) -> InvalidRequest:
