@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from galley.errors import GalleyError, InvalidRequest, PayloadTooLarge
 
-__all__ = ["Client", "ClientGone", "error_headers", "wire_error"]
+__all__ = ["Client", "DisconnectError", "error_headers", "wire_error"]
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -19,7 +19,7 @@ DISCARD_LIMIT = 64 << 20
 """How much of an over-size body is read and thrown away so that the client gets to see the 413."""
 
 
-class ClientGone(Exception):
+class DisconnectError(Exception):
     """The client closed the connection."""
 
 
@@ -57,6 +57,8 @@ class Client:
         self.gone = False
         self.started = False
         """Whether response headers have been sent."""
+        self.finished = False
+        """Whether the last byte has been handed over."""
         self.headers: Headers = []
         """Sent with whatever response comes."""
         self._receive = receive
@@ -70,7 +72,7 @@ class Client:
         return None
 
     async def body(self, limit: int) -> bytes:
-        """The whole body. Raises PayloadTooLarge, ClientGone."""
+        """The whole body. Raises PayloadTooLarge, DisconnectError."""
         declared = self.header(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > DISCARD_LIMIT:
             raise self._too_large(limit)
@@ -80,7 +82,7 @@ class Client:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self.gone = True
-                raise ClientGone
+                raise DisconnectError
             part = message.get("body", b"")
             size += len(part)
             if size <= limit:
@@ -105,7 +107,8 @@ class Client:
         watch = asyncio.ensure_future(self._watch())
         try:
             await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
+            # Servers also report a disconnect once the response is complete: that is nobody leaving.
+            if not task.done() and not self.finished:
                 self.gone = True
                 task.cancel()
             try:
@@ -113,7 +116,7 @@ class Client:
             except asyncio.CancelledError:
                 if not self.gone:
                     raise
-            except (ClientGone, OSError):
+            except (DisconnectError, OSError):
                 # A failed write is how a server tells of a client that left between two looks.
                 self.gone = True
         except asyncio.CancelledError:
@@ -133,14 +136,15 @@ class Client:
         await self._send({"type": "http.response.start", "status": status, "headers": headers + self.headers})
 
     async def write(self, body: bytes, *, more: bool) -> None:
-        """Send a piece of the body. Raises ClientGone when there is nobody to read it."""
+        """Send a piece of the body. Raises DisconnectError when there is nobody to read it."""
         if self.gone:
-            raise ClientGone
+            raise DisconnectError
+        self.finished = self.finished or not more
         try:
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
         except OSError as error:
             self.gone = True
-            raise ClientGone from error
+            raise DisconnectError from error
 
     async def json(self, status: int, body: bytes, headers: Headers | None = None) -> None:
         """A whole JSON response."""

@@ -8,7 +8,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from galley.audit.assemble import receipt_id as new_receipt_id
-from galley.endpoint.client import Client, ClientGone, wire_error
+from galley.endpoint.client import Client, DisconnectError, wire_error
 from galley.endpoint.params import stub
 from galley.endpoint.reply import Options, Reply
 from galley.endpoint.wire import header_list, parse_object
@@ -71,7 +71,7 @@ class Generate:
             raw = await client.body(self._max_body)
             body = parse_object(raw)
             return self._door.parse(body, request_id=request_id, capture=self._capture, key=key)
-        except ClientGone:
+        except DisconnectError:
             return None  # it never finished asking
         except Exception as error:
             shown = wire_error(error)
@@ -97,7 +97,7 @@ class Generate:
                     async for delta in answer.deltas():
                         reply.take(delta)
                     await client.json(200, reply.whole(answer.usage()))
-        except ClientGone:
+        except DisconnectError:
             raise
         except Exception as error:
             shown = wire_error(error)
@@ -150,5 +150,5 @@ class Pulse:
             self.beat()
             try:
                 await self._client.write(b": keep-alive\n\n", more=True)
-            except (ClientGone, GalleyError):
+            except (DisconnectError, GalleyError):
                 return

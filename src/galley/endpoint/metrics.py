@@ -1,6 +1,6 @@
 """Prometheus text, written by hand: vLLM's names, so that its dashboards work, fed from receipts and load."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from galley.providers.base import Load
 from galley.types import Receipt
@@ -194,7 +194,7 @@ class Metrics:
         return "\n".join(out) + "\n"
 
 
-LOAD_METRICS = (
+LOAD_METRICS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     ("vllm:num_requests_running", "gauge", lambda load: load.running),
     ("vllm:num_requests_waiting", "gauge", lambda load: load.waiting),
     ("vllm:kv_cache_usage_perc", "gauge", lambda load: load.kv_usage),

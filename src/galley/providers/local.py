@@ -35,14 +35,15 @@ class LocalProvider:
     """Runs requests on one model in this process.
 
     Args:
-        context: tokens served, prompt and completion together; default: the model's own.
+        engine: started by the caller, who also closes it. Its ``context`` is what is served.
+        created: Unix seconds shown by ``/v1/models``.
     """
 
-    def __init__(self, model: Model, engine: Engine, *, context: int | None = None, created: int = 0) -> None:
+    def __init__(self, model: Model, engine: Engine, *, created: int = 0) -> None:
         self.name = "local"
         self.model = model
         self.engine = engine
-        self.context = min(context or model.spec.context, model.spec.context)
+        self.context = engine.context
         backend = engine.backend
         code = f"galley {__version__} {backend.name} {backend.isa} {backend.fingerprint}"
         self.digests = Digests(
@@ -119,9 +120,9 @@ class LocalProvider:
             kv_usage=1 - free / total if total else 0.0,
             blocks_total=total,
             blocks_free=free,
-            block_size=self.engine.backend.block_size,
-            prefix_queries=stats.cache_queries,
-            prefix_hits=stats.cache_hits,
+            block_size=stats.block_size,
+            prefix_queries=stats.cache_query_tokens,
+            prefix_hits=stats.cache_hit_tokens,
             preemptions=stats.preemptions,
             steps=stats.steps,
         )
