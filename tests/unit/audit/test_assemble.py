@@ -32,21 +32,26 @@ class Meter:
 
 
 def request(**changes: object) -> Request:
-    fields = dict(
-        id="req_1", api="completions", model="m", params=SamplingParams(), created=1.5, prompts=["a", "b"]
-    )
+    fields = {
+        "id": "req_1",
+        "api": "completions",
+        "model": "m",
+        "params": SamplingParams(),
+        "created": 1.5,
+        "prompts": ["a", "b"],
+    }
     return Request(**(fields | changes))
 
 
 def make(**changes: object) -> Receipt:
-    fields = dict(
-        receipt_id="rcp_x",
-        request=request(),
-        route=Route(model="m", provider="local", rule="fixed"),
-        digests=Digests(weights="w"),
-        meters={},
-        status="ok",
-    )
+    fields = {
+        "receipt_id": "rcp_x",
+        "request": request(),
+        "route": Route(model="m", provider="local", rule="fixed"),
+        "digests": Digests(weights="w"),
+        "meters": {},
+        "status": "ok",
+    }
     return assemble(**(fields | changes))
 
 
