@@ -35,15 +35,16 @@ class LocalProvider:
     """Runs requests on one model in this process.
 
     Args:
-        engine: started by the caller, who also closes it. Its ``context`` is what is served.
+        engine: started by the caller, who also closes it.
+        context: tokens served, prompt and completion together; default (and most): the engine's.
         created: Unix seconds shown by ``/v1/models``.
     """
 
-    def __init__(self, model: Model, engine: Engine, *, created: int = 0) -> None:
+    def __init__(self, model: Model, engine: Engine, *, context: int | None = None, created: int = 0) -> None:
         self.name = "local"
         self.model = model
         self.engine = engine
-        self.context = engine.context
+        self.context = min(context or engine.context, engine.context)
         backend = engine.backend
         code = f"galley {__version__} {backend.name} {backend.isa} {backend.fingerprint}"
         self.digests = Digests(
