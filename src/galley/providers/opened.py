@@ -28,10 +28,9 @@ def memory_available() -> int | None:
     """Bytes that may be taken without swapping: what the kernel says, within the control group's limit.
     None where the system does not tell."""
     found: list[int] = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        table = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(table["MemAvailable"].split()[0]) * 1024)
     if not found:
         with contextlib.suppress(OSError, ValueError):
             found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
