@@ -21,7 +21,8 @@ from galley.errors import GalleyError
 home, model, *rest = sys.argv[1:]
 flags = dict(pair.split("=", 1) for pair in rest)
 try:
-    serve(config.load({"home": home, "model": model, "port": 0, "kv_memory": "8MiB", "threads": 1} | flags, env={}))
+    settings = {"home": home, "model": model, "port": 0, "kv_memory": "8MiB", "threads": 1} | flags
+    serve(config.load(settings, env={}))
 except GalleyError as error:
     print(f"{error.code}: {error.message}", file=sys.stderr)
     sys.exit(error.exit_code)

@@ -92,11 +92,16 @@ class Generate:
                 client.headers.append((b"x-galley-served-by", answer.card.served_by.encode()))
                 reply = self._door.reply(answer, options)
                 if options.stream:
-                    await self._stream(client, answer, reply, options)
+                    await self._stream(client, answer, reply)
                 else:
                     async for delta in answer.deltas():
                         reply.take(delta)
-                    await client.json(200, reply.whole(answer.usage()))
+            # The receipt is recorded now: whoever has the last byte can ask for it.
+            if not options.stream:
+                await client.json(200, reply.whole(answer.usage()))
+            else:
+                usage = reply.usage_chunk(answer.usage()) if options.include_usage else b""
+                await client.write(usage + b"data: [DONE]\n\n", more=False)
         except DisconnectError:
             raise
         except Exception as error:
@@ -106,7 +111,7 @@ class Generate:
             else:
                 await client.write(b"data: " + msgspec.json.encode(shown.body()) + b"\n\n", more=False)
 
-    async def _stream(self, client: Client, answer: Answer, reply: Reply, options: Options) -> None:
+    async def _stream(self, client: Client, answer: Answer, reply: Reply) -> None:
         await client.start(200, SSE_HEADERS)
         pulse = Pulse(client, self._keepalive_s)
         try:
@@ -117,10 +122,6 @@ class Generate:
                     await client.write(chunk, more=True)
         finally:
             pulse.stop()
-        end = b"data: [DONE]\n\n"
-        if options.include_usage:
-            end = reply.usage_chunk(answer.usage()) + end
-        await client.write(end, more=False)
 
 
 class Pulse:

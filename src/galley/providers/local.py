@@ -7,7 +7,7 @@ and finds stop strings, so a slow client or a long stop list never costs the eng
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -55,7 +55,7 @@ class LocalProvider:
         )
         every = "|".join(msgspec.structs.astuple(self.digests))
         self.fingerprint = "fp_" + hashlib.sha256(every.encode()).hexdigest()[:16]
-        self.cards = [
+        self.cards: Sequence[ModelCard] = [
             ModelCard(
                 id=model.name,
                 context=self.context,
@@ -208,7 +208,7 @@ class LocalRun:
         self._meter = meter
         self._outbox = Outbox(prepared.count)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     async def begin(self) -> None:
         """Submit every choice. Raises what the engine raises at submission, with nothing left running."""
@@ -233,7 +233,7 @@ class LocalRun:
 
     async def stop(self) -> None:
         """See ``Run.stop``."""
-        self._stopping = True
+        self._stopping.set()
         left = [task for task in self._tasks.values() if not task.done()]
         for job, task in self._tasks.items():
             if not task.done():
@@ -271,16 +271,16 @@ class LocalRun:
         ):
             if out.meter is not None:
                 self._meter.jobs[index] = out.meter
-            if self._stopping or choice.ended:
+            if self._stopping.is_set() or choice.ended:
                 continue
             if out.error is not None:
                 raise out.error
             delta = choice.read(out)
             self._meter.note(delta)
             self._outbox.put(delta)
-            if choice.ended and out.finish is None:
+            if delta.finish is not None and out.finish is None:
                 self._engine.finish(job)
-        if not choice.ended and not self._stopping:
+        if not choice.ended and not self._stopping.is_set():
             raise EngineFault("The engine ended the request without a finish reason.")
 
 
