@@ -71,13 +71,12 @@ class Generate:
             raw = await client.body(self._max_body)
             body = parse_object(raw)
             return self._door.parse(body, request_id=request_id, capture=self._capture, key=key)
-        except DisconnectError:
-            return None  # it never finished asking
         except Exception as error:
-            shown = wire_error(error)
+            shown = None if isinstance(error, DisconnectError) else wire_error(error)
             refused = stub(body, request_id=request_id, api=self._door.api, key=key)
             self._router.refuse(refused, shown, receipt_id=receipt_id, started=started)
-            await client.error(shown)
+            if shown is not None:
+                await client.error(shown)
             return None
 
     async def _answer(self, client: Client, request: Request, options: Options, receipt_id: str) -> None:

@@ -96,8 +96,11 @@ class Router:
         """
         return Answer(self, request, receipt_id or new_receipt_id(), gone)
 
-    def refuse(self, request: Request, error: BaseException, *, receipt_id: str, started: float) -> None:
-        """A receipt for a request that was refused before it could be opened."""
+    def refuse(
+        self, request: Request, error: BaseException | None, *, receipt_id: str, started: float
+    ) -> None:
+        """A receipt for a request that ended before it could be opened: refused with ``error``, or, without
+        one, left by its client before it was understood."""
         self.record(
             assemble(
                 receipt_id=receipt_id,
@@ -105,7 +108,7 @@ class Router:
                 route=None,
                 digests=None,
                 meters={},
-                status="error",
+                status="error" if error else "disconnected",
                 error=error,
                 started=started,
                 ended=time.monotonic(),
