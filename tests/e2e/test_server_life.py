@@ -104,7 +104,7 @@ def test_banner_says_what_runs(start):
         "listening on http://127.0.0.1:",
         "model tiny: llama",
         "backend ",
-        "1 threads",
+        " threads",
         "KV ",
         "context ",
     ):
