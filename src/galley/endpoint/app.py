@@ -1,0 +1,230 @@
+"""The ASGI application: which path leads where."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from galley import __version__
+from galley.audit.receipts import ReceiptStore
+from galley.endpoint.access import Access
+from galley.endpoint.chat import ChatDoor
+from galley.endpoint.client import error_headers, wire_error
+from galley.endpoint.completions import CompletionsDoor
+from galley.endpoint.generate import Generate
+from galley.endpoint.metrics import Metrics
+from galley.endpoint.tokens import ApplyTemplate, Detokenize, Tokenize
+from galley.errors import GalleyError, InvalidRequest, NotFound
+from galley.providers.base import ModelCard
+from galley.router.router import Router
+
+__all__ = ["build_app"]
+
+MAX_LISTED = 1000
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def build_app(
+    router: Router,
+    receipts: ReceiptStore,
+    *,
+    host: str = "127.0.0.1",
+    keys: Iterable[str] = (),
+    allowed_hosts: Iterable[str] = (),
+    max_body: int = 8 << 20,
+    capture: bool = False,
+    keepalive_s: float = 15.0,
+    lifespan: Lifespan | None = None,
+) -> ASGIApp:
+    """Everything a server needs but the socket. The router may still be loading.
+
+    Args:
+        host: the address bound to; on loopback the Host header is checked.
+        keys: API keys accepted; none means no key is asked for.
+        max_body: bytes.
+        capture: store prompts and outputs in receipts (unless a request says ``store: false``).
+    """
+    metrics = Metrics()
+    router.listeners.append(metrics.observe)
+    pages = Pages(router, receipts, metrics)
+    chat = Generate(router, ChatDoor(), max_body=max_body, capture=capture, keepalive_s=keepalive_s)
+    completions = Generate(
+        router, CompletionsDoor(), max_body=max_body, capture=capture, keepalive_s=keepalive_s
+    )
+    post = ["POST"]
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat, methods=post),
+            Route("/v1/completions", completions, methods=post),
+            Route("/v1/models", pages.models),
+            Route("/v1/models/{id:path}", pages.model),
+            Route("/v1/receipts", pages.receipts),
+            Route("/v1/receipts/{id}", pages.receipt),
+            Route("/tokenize", Tokenize(router, max_body=max_body), methods=post),
+            Route("/detokenize", Detokenize(router, max_body=max_body), methods=post),
+            Route("/apply-template", ApplyTemplate(router, max_body=max_body), methods=post),
+            Route("/health", pages.health),
+            Route("/ready", pages.ready),
+            Route("/metrics", pages.metrics),
+        ],
+        exception_handlers={GalleyError: on_error, HTTPException: on_http_error, Exception: on_error},
+        lifespan=lifespan,
+    )
+    return Access(app, host=host, keys=keys, allowed_hosts=allowed_hosts)
+
+
+def respond(found: Any, status: int = 200) -> Response:
+    """A JSON response."""
+    return Response(msgspec.json.encode(found), status, media_type="application/json")
+
+
+async def on_error(request: HTTPRequest, error: Exception) -> Response:
+    """Any exception of a page as the four-key object."""
+    shown = wire_error(error)
+    response = respond(shown.body(), shown.status)
+    response.raw_headers.extend(error_headers(shown))
+    return response
+
+
+async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
+    """Starlette's own: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    place = f"{request.method} {request.url.path[:200]}"
+    shown: GalleyError
+    if error.status_code == 404:
+        shown = NotFound(f"There is no {place} here.")
+    else:
+        shown = InvalidRequest(f"{place}: {error.detail}.", code="method_not_allowed")
+    body = respond(shown.body(), error.status_code)
+    body.headers.update(error.headers or {})
+    return body
+
+
+class Pages:
+    """The small GET pages."""
+
+    def __init__(self, router: Router, receipts: ReceiptStore, metrics: Metrics) -> None:
+        self._router = router
+        self._receipts = receipts
+        self._metrics = metrics
+
+    async def models(self, request: HTTPRequest) -> Response:
+        """``GET /v1/models``."""
+        return respond({"object": "list", "data": [shown(card) for card in self._router.catalog.cards()]})
+
+    async def model(self, request: HTTPRequest) -> Response:
+        """``GET /v1/models/{id}``; an alias leads to its model."""
+        card, _ = self._router.catalog.find(request.path_params["id"])
+        return respond(shown(card))
+
+    async def health(self, request: HTTPRequest) -> Response:
+        """200 while the process serves at all; the details say how well."""
+        store = self._receipts
+        router = self._router
+        return respond(
+            {
+                "status": "ok" if store.fault is None and router.state != "failed" else "degraded",
+                "state": router.state,
+                "failure": router.failure,
+                "version": __version__,
+                "models": [card.id for card in router.catalog.cards()],
+                "active_requests": router.active,
+                "receipts": {
+                    "failures": store.failures,
+                    "duplicates": store.duplicates,
+                    "fault": store.fault,
+                },
+            }
+        )
+
+    async def ready(self, request: HTTPRequest) -> Response:
+        """200 when requests are admitted, else 503 with the reason."""
+        self._router.admit()
+        return respond({"status": "ready"})
+
+    async def metrics(self, request: HTTPRequest) -> Response:
+        """Prometheus text."""
+        loads = {
+            card.id: provider.load()
+            for provider in self._router.catalog.providers()
+            for card in provider.cards
+        }
+        gauges = {
+            "galley:receipt_failures_total": float(self._receipts.failures),
+            "galley:receipt_duplicates_total": float(self._receipts.duplicates),
+            "galley:active_requests": float(self._router.active),
+            "galley:ready": float(self._router.state == "ready"),
+        }
+        text = self._metrics.render(loads, gauges)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def receipt(self, request: HTTPRequest) -> Response:
+        """``GET /v1/receipts/{id}``."""
+        id = request.path_params["id"]
+        found = await asyncio.to_thread(self._receipts.get, id)
+        if found is None:
+            raise NotFound(f"There is no receipt {id[:100]!r}.", param="id")
+        return respond(found)
+
+    async def receipts(self, request: HTTPRequest) -> Response:
+        """``GET /v1/receipts?limit=&model=&user=&since=&before=``, newest first; times in Unix seconds."""
+        query = request.query_params
+        unknown = set(query) - {"limit", "model", "user", "since", "before"}
+        if unknown:
+            raise InvalidRequest(
+                f"Unknown query parameter {min(unknown)[:100]!r}.",
+                param=min(unknown)[:100],
+                code="unknown_parameter",
+            )
+        limit = int(number(query.get("limit", "20"), "limit", whole=True))
+        if not 1 <= limit <= MAX_LISTED:
+            below = limit < 1
+            raise InvalidRequest(
+                f"'limit' must be between 1 and {MAX_LISTED}.",
+                param="limit",
+                code="integer_below_min_value" if below else "integer_above_max_value",
+            )
+        found = await asyncio.to_thread(
+            self._receipts.list,
+            limit,
+            model=query.get("model"),
+            user=query.get("user"),
+            since=number(query["since"], "since") if "since" in query else None,
+            before=number(query["before"], "before") if "before" in query else None,
+        )
+        return respond({"object": "list", "data": found, "has_more": len(found) == limit})
+
+
+def number(text: str, name: str, *, whole: bool = False) -> float:
+    """A query parameter as a finite number."""
+    try:
+        value = float(int(text)) if whole else float(text)
+        if abs(value) <= 1e15:
+            return value
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidRequest(f"{name!r} must be a number.", param=name, code="invalid_type")
+
+
+def shown(card: ModelCard) -> dict[str, Any]:
+    """A model in OpenAI's form, with what vLLM's clients look for."""
+    return {
+        "id": card.id,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "galley",
+        "root": card.id,
+        "parent": None,
+        "max_model_len": card.context,
+        "quantization": card.quantization,
+        "location": card.location,
+        "capabilities": ["completion", *(["chat"] if card.chat else [])],
+    }

@@ -1,0 +1,157 @@
+"""The client's side of one exchange: its body, its patience, and whether it is still there."""
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from galley.errors import GalleyError, InvalidRequest, PayloadTooLarge
+
+__all__ = ["Client", "DisconnectError", "error_headers", "wire_error"]
+
+Headers = list[tuple[bytes, bytes]]
+
+DISCARD_LIMIT = 64 << 20
+"""How much of an over-size body is read and thrown away so that the client gets to see the 413."""
+
+
+class DisconnectError(Exception):
+    """The client closed the connection."""
+
+
+def wire_error(error: BaseException) -> GalleyError:
+    """The typed error to show for any exception; unknown ones are logged in full and shown without detail."""
+    if isinstance(error, GalleyError):
+        return error
+    lines = "".join(traceback.format_exception(error))
+    sys.stderr.write(f"galley: unexpected fault\n{lines}")
+    sys.stderr.flush()
+    return GalleyError("Galley met an unexpected fault; its log has the details.")
+
+
+def error_headers(error: GalleyError) -> Headers:
+    """Headers that go with an error: whether and when to retry, how to authenticate, what to do."""
+    headers: Headers = []
+    if error.status == 429 or error.status >= 500:
+        headers.append((b"x-should-retry", b"true" if error.retryable else b"false"))
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+        headers.append((b"retry-after-ms", str(round(error.retry_after_s * 1000)).encode()))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if error.hint:
+        plain = error.hint.encode("ascii", "replace").replace(b"\r", b" ").replace(b"\n", b" ")
+        headers.append((b"x-galley-hint", plain[:500]))
+    return headers
+
+
+class Client:
+    """One HTTP exchange. ``gone`` turns true when the client leaves before the answer is complete."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.gone = False
+        self.started = False
+        """Whether response headers have been sent."""
+        self.finished = False
+        """Whether the last byte has been handed over."""
+        self.headers: Headers = []
+        """Sent with whatever response comes."""
+        self._receive = receive
+        self._send = send
+
+    def header(self, name: bytes) -> bytes | None:
+        """A request header; names in lower case."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return bytes(value)
+        return None
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body. Raises PayloadTooLarge, DisconnectError."""
+        declared = self.header(b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > DISCARD_LIMIT:
+            raise self._too_large(limit)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise DisconnectError
+            part = message.get("body", b"")
+            size += len(part)
+            if size <= limit:
+                parts.append(part)
+            elif size > DISCARD_LIMIT:
+                raise self._too_large(limit)
+            if not message.get("more_body", False):
+                if size > limit:
+                    raise self._too_large(limit)
+                return b"".join(parts)
+
+    @staticmethod
+    def _too_large(limit: int) -> InvalidRequest:
+        return PayloadTooLarge(f"The body is larger than this server's limit of {limit} bytes.")
+
+    async def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` while watching for the client to leave; then cancel it at once (CAN-1).
+
+        Streaming or not makes no difference. Returns normally when the client has gone.
+        """
+        task = asyncio.ensure_future(work)
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+            # Servers also report a disconnect once the response is complete: that is nobody leaving.
+            if not task.done() and not self.finished:
+                self.gone = True
+                task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError:
+                if not self.gone:
+                    raise
+            except (DisconnectError, OSError):
+                # A failed write is how a server tells of a client that left between two looks.
+                self.gone = True
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait((task,))
+            raise
+        finally:
+            watch.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the response's head; servers flush it at once."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers + self.headers})
+
+    async def write(self, body: bytes, *, more: bool) -> None:
+        """Send a piece of the body. Raises DisconnectError when there is nobody to read it."""
+        if self.gone:
+            raise DisconnectError
+        self.finished = self.finished or not more
+        try:
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        except OSError as error:
+            self.gone = True
+            raise DisconnectError from error
+
+    async def json(self, status: int, body: bytes, headers: Headers | None = None) -> None:
+        """A whole JSON response."""
+        length = (b"content-length", str(len(body)).encode())
+        await self.start(status, [(b"content-type", b"application/json"), length, *(headers or [])])
+        await self.write(body, more=False)
+
+    async def error(self, error: GalleyError) -> None:
+        """An error response with the four keys."""
+        await self.json(error.status, msgspec.json.encode(error.body()), error_headers(error))

@@ -1,0 +1,249 @@
+"""What the two generation doors have in common: sampling parameters, identity, and the lists of what is
+refused and what is merely noted."""
+
+import time
+from typing import Any
+
+from galley.endpoint.wire import Fields, invalid
+from galley.errors import InvalidRequest
+from galley.types import Request, SamplingParams
+
+__all__ = ["CHANGES_ANSWER", "common", "sampling"]
+
+MAX_CHOICES = 16
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1024
+MAX_BIASES = 1024
+
+CHANGES_ANSWER = (
+    # OpenAI
+    "audio",
+    "function_call",
+    "functions",
+    "moderation",
+    "prediction",
+    "reasoning_effort",
+    "tools",
+    "verbosity",
+    "web_search_options",
+    # vLLM
+    "allowed_token_ids",
+    "bad_words",
+    "chat_template",
+    "continue_final_message",
+    "documents",
+    "guided_choice",
+    "guided_decoding_backend",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "guided_whitespace_pattern",
+    "logits_processors",
+    "mm_processor_kwargs",
+    "prompt_embeds",
+    "prompt_logprobs",
+    "structural_tag",
+    "structured_outputs",
+    "thinking_token_budget",
+    "truncate_prompt_tokens",
+    "use_beam_search",
+    # llama.cpp and ollama
+    "cfg_scale",
+    "dry_multiplier",
+    "grammar",
+    "json_schema",
+    "mirostat",
+    "n_predict",
+    "num_ctx",
+    "num_predict",
+    "options",
+    "repeat_last_n",
+    "repeat_penalty",
+    "samplers",
+    "tfs_z",
+    "think",
+    "typical_p",
+    "xtc_probability",
+)
+"""Would change the answer and are not implemented: given with a meaning, 400 ``unsupported_parameter``."""
+
+
+def sampling(fields: Fields, *, logprobs: int | None) -> SamplingParams:
+    """Sampling parameters of either door, in OpenAI's ranges. Omitted ``max_tokens`` is the rest of the
+    context on both doors (OpenAI's 16 for completions is a hidden cap)."""
+    older = fields.integer("max_tokens", 1)
+    newer = fields.integer("max_completion_tokens", 1)
+    if older is not None and newer is not None and older != newer:
+        raise invalid(
+            f"'max_tokens' ({older}) and 'max_completion_tokens' ({newer}) disagree; give one.",
+            "max_completion_tokens",
+            "invalid_value",
+        )
+    most = newer if newer is not None else older
+    least = fields.integer("min_tokens", 0) or 0
+    if most is not None and least > most:
+        raise invalid(
+            f"'min_tokens' ({least}) is above 'max_tokens' ({most}).", "min_tokens", "invalid_value"
+        )
+    seed = fields.integer("seed", -(2**63), 2**64 - 1)
+    given: dict[str, Any] = {
+        "n": fields.integer("n", 1, MAX_CHOICES),
+        "temperature": fields.number("temperature", 0, 2),
+        "top_p": fields.number("top_p", 0, 1),
+        "top_k": fields.integer("top_k", -1),
+        "min_p": fields.number("min_p", 0, 1),
+        "repetition_penalty": fields.number("repetition_penalty", 0.01, 10),
+        "frequency_penalty": fields.number("frequency_penalty", -2, 2),
+        "presence_penalty": fields.number("presence_penalty", -2, 2),
+        "logit_bias": read_bias(fields),
+        # Negative seeds (int64 in the specification) are taken as two's complement: distinct stay distinct.
+        "seed": None if seed is None else seed % 2**64,
+        "stop": read_stops(fields),
+        "stop_token_ids": fields.integers("stop_token_ids", 128),
+        "max_tokens": most,
+        "min_tokens": least,
+        "logprobs": logprobs,
+        "include_stop_str_in_output": fields.boolean("include_stop_str_in_output"),
+        "ignore_eos": fields.boolean("ignore_eos"),
+        "skip_special_tokens": fields.boolean("skip_special_tokens", True),
+    }
+    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+def read_stops(fields: Fields) -> list[str] | None:
+    """``stop``: a string or up to 16 non-empty strings of up to 1,024 characters."""
+    value = fields.raw("stop")
+    if value is None:
+        return None
+    if isinstance(value, str):
+        stops = [fields.checked(value, "stop", MAX_STOP_LENGTH)]
+    elif isinstance(value, list):
+        stops = [
+            fields.checked(item, f"stop[{i}]", MAX_STOP_LENGTH)
+            for i, item in enumerate(fields.array("stop", MAX_STOPS) or ())
+        ]
+    else:
+        raise fields.wrong("stop", "a string or an array of strings", value)
+    if not all(stops):
+        path = "stop" if isinstance(value, str) else f"stop[{stops.index('')}]"
+        raise invalid("A stop string must not be empty.", path, "empty_string")
+    return stops or None
+
+
+def read_bias(fields: Fields) -> dict[int, float] | None:
+    """``logit_bias``: token id (a decimal string, as JSON has it) to -100..100."""
+    inner = fields.object("logit_bias")
+    if inner is None or not inner.body:
+        return None
+    if len(inner.body) > MAX_BIASES:
+        message = f"'logit_bias' has {len(inner.body)} entries; at most {MAX_BIASES} are allowed."
+        raise invalid(message, "logit_bias", "array_above_max_length")
+    found: dict[int, float] = {}
+    for key in inner.body:
+        if not (key.isascii() and key.isdigit()):
+            message = f"Invalid key in 'logit_bias': {key[:64]!r} is no token id."
+            raise invalid(message, "logit_bias", "invalid_value")
+        value = inner.number(key, -100, 100)
+        if value is None:
+            raise inner.wrong(key, "a number", None)
+        if int(key) in found:
+            raise invalid(f"Token {int(key)} appears twice in 'logit_bias'.", "logit_bias", "invalid_value")
+        found[int(key)] = value
+    return found
+
+
+def read_metadata(fields: Fields) -> dict[str, str]:
+    """``metadata``: up to 16 pairs of strings, keys up to 64 and values up to 512 characters."""
+    inner = fields.object("metadata")
+    if inner is None:
+        return {}
+    if len(inner.body) > 16:
+        message = f"'metadata' has {len(inner.body)} pairs; at most 16 are allowed."
+        raise invalid(message, "metadata", "object_above_max_properties")
+    found: dict[str, str] = {}
+    for key in inner.body:
+        if len(key) > 64 or "\x00" in key:
+            message = "A key of 'metadata' is longer than 64 characters or holds NUL."
+            raise invalid(message, "metadata", "string_above_max_length")
+        value = inner.text(key, 512)
+        if value is None:
+            raise inner.wrong(key, "a string", None)
+        found[key] = value
+    return found
+
+
+def read_stream(fields: Fields) -> tuple[bool, bool]:
+    """``stream`` and ``stream_options.include_usage``; unread options are listed by the caller."""
+    stream = fields.boolean("stream")
+    options = fields.object("stream_options")
+    if options is None:
+        return stream, False
+    if not stream:
+        raise InvalidRequest(
+            "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
+        )
+    include = options.boolean("include_usage")
+    fields.body = {**fields.body, **{f"stream_options.{name}": True for name in options.rest_names()}}
+    return stream, include
+
+
+def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str | None) -> dict[str, Any]:
+    """The fields of a Request that both doors fill alike, by name."""
+    fields.refuse(CHANGES_ANSWER)
+    tool_choice = fields.raw("tool_choice")
+    if tool_choice not in (None, "none"):
+        raise unsupported("tool_choice", "none")
+    shape = fields.object("response_format")
+    if shape is not None and shape.choice("type", ("text", "json_object", "json_schema")) not in (
+        None,
+        "text",
+    ):
+        raise unsupported("response_format", "type text")
+    modalities = fields.array("modalities")
+    if modalities not in (None, ["text"]):
+        raise unsupported("modalities", "['text']")
+    tier = fields.choice("service_tier", ("auto", "default", "flex", "scale", "priority", "fast"))
+    kept = fields.boolean("store")
+    noted = []
+    if tier not in (None, "auto", "default"):
+        noted.append("service_tier")
+    if kept:
+        # Receipts are always kept, answers are not retrievable: the wish cannot be met, so it is said.
+        noted.append("store")
+    refused_store = fields.raw("store") is False
+    user = fields.text("user", 512)
+    salt = fields.text("cache_salt", 512)
+    identifier = fields.text("safety_identifier", 512)
+    return {
+        "id": request_id,
+        "api": api,
+        "created": time.time(),
+        "user": identifier if identifier is not None else user,
+        "key": key,
+        "metadata": read_metadata(fields),
+        "priority": fields.integer("priority", -(2**31), 2**31 - 1) or 0,
+        "cache_salt": salt,
+        "capture": capture and not refused_store,
+        "ignored_params": noted,
+    }
+
+
+def unsupported(name: str, only: str) -> InvalidRequest:
+    """A parameter of which one value alone is supported."""
+    return InvalidRequest(
+        f"{name!r} other than {only} is not supported.", param=name, code="unsupported_parameter"
+    )
+
+
+def stub(body: dict[str, Any], *, request_id: str, api: str, key: str | None) -> Request:
+    """What can be said of a request that did not pass its checks, for its receipt."""
+    model = body.get("model")
+    return Request(
+        id=request_id,
+        api=api,
+        model=model[:200] if isinstance(model, str) else "",
+        params=SamplingParams(),
+        created=time.time(),
+        stream=body.get("stream") is True,
+        key=key,
+    )

@@ -1,0 +1,256 @@
+"""The shapes of an answer on the wire, streamed and whole, for both generation doors.
+
+Chunks are preformatted: per chunk only the new text is encoded (0.13 µs against 4 µs for a full dump).
+"""
+
+from typing import Any, Protocol
+
+import msgspec
+
+from galley.router.router import Answer
+from galley.types import Delta, TokenLogprob, Usage
+
+__all__ = ["ChatReply", "CompletionReply", "Options", "Reply", "usage_object"]
+
+encode = msgspec.json.encode
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How the client wants the answer shaped."""
+
+    stream: bool = False
+    include_usage: bool = False
+    return_token_ids: bool = False
+
+
+class Reply(Protocol):
+    """One answer being written down."""
+
+    def chunks(self, delta: Delta) -> bytes:
+        """Server-sent events for one delta; empty when it has nothing to show yet."""
+        ...
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        """The chunk with the usage and no choices."""
+        ...
+
+    def take(self, delta: Delta) -> None:
+        """Gather one delta for ``whole``."""
+        ...
+
+    def whole(self, usage: Usage) -> bytes:
+        """The answer as one JSON object."""
+        ...
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """Usage in OpenAI's form; the details are always there."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "accepted_prediction_tokens": usage.accepted_tokens,
+            "rejected_prediction_tokens": usage.drafted_tokens - usage.accepted_tokens,
+        },
+    }
+
+
+class Gathered:
+    """Everything of one choice."""
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish: str | None = None
+        self.stop: str | int | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text.append(delta.text)
+        self.ids.extend(delta.token_ids)
+        self.logprobs.extend(delta.logprobs or ())
+        self.finish, self.stop = delta.finish, delta.stop
+
+
+class Common:
+    """The envelope both doors share."""
+
+    whole_object = ""
+    chunk_object = ""
+    id_prefix = ""
+
+    def __init__(self, answer: Answer, options: Options) -> None:
+        self.answer = answer
+        self.options = options
+        self.id = self.id_prefix + answer.receipt_id.removeprefix("rcp_")
+        self.wants_logprobs = answer.prepared.params.logprobs is not None
+        self.head = {
+            "id": self.id,
+            "object": self.chunk_object,
+            "created": int(answer.request.created),
+            "model": answer.card.id,
+            "system_fingerprint": answer.provider.fingerprint,
+            "service_tier": "default",
+        }
+        self.prefix = b"data: " + encode(self.head)[:-1] + b',"choices":['
+        self.tail = b'],"usage":null}\n\n' if options.include_usage else b"]}\n\n"
+        self.gathered = {index: Gathered() for index in range(answer.prepared.count)}
+
+    def take(self, delta: Delta) -> None:
+        self.gathered[delta.index].add(delta)
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        return self.prefix + b'],"usage":' + encode(usage_object(usage)) + b"}\n\n"
+
+    def prompt_ids(self, index: int) -> list[int]:
+        """The prompt of a choice."""
+        return self.answer.prepared.prompts[index // self.answer.prepared.params.n]
+
+    def envelope(self, choices: list[dict[str, Any]], usage: Usage, **more: object) -> bytes:
+        head = {**self.head, "object": self.whole_object}
+        return encode({**head, "choices": choices, "usage": usage_object(usage), **more})
+
+
+class ChatReply(Common):
+    """``chat.completion`` and its chunks."""
+
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    id_prefix = "chatcmpl-"
+
+    def __init__(self, answer: Answer, options: Options) -> None:
+        super().__init__(answer, options)
+        self._opened: set[int] = set()
+
+    def chunks(self, delta: Delta) -> bytes:
+        out = b""
+        lead = self.prefix + b'{"index":%d,"delta":' % delta.index
+        if delta.index not in self._opened:
+            self._opened.add(delta.index)
+            out = lead + b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
+            if self.options.return_token_ids:
+                out += b',"prompt_token_ids":' + encode(self.prompt_ids(delta.index))
+            out += b"}" + self.tail
+        if delta.text or delta.logprobs or (self.options.return_token_ids and delta.token_ids):
+            logprobs = encode(self._logprobs(delta.logprobs)) if delta.logprobs else b"null"
+            out += lead + b'{"content":' + encode(delta.text) + b'},"logprobs":' + logprobs
+            out += b',"finish_reason":null' + self._ids(delta) + b"}" + self.tail
+        if delta.finish is not None:
+            out += lead + b'{},"logprobs":null,"finish_reason":' + encode(delta.finish)
+            out += b',"stop_reason":' + encode(delta.stop) + b"}" + self.tail
+        return out
+
+    def _ids(self, delta: Delta) -> bytes:
+        return b',"token_ids":' + encode(delta.token_ids) if self.options.return_token_ids else b""
+
+    def whole(self, usage: Usage) -> bytes:
+        choices: list[dict[str, Any]] = []
+        for index, all_of in self.gathered.items():
+            choice: dict[str, Any] = {
+                "index": index,
+                "message": {"role": "assistant", "content": "".join(all_of.text), "refusal": None},
+                "logprobs": self._logprobs(all_of.logprobs) if self.wants_logprobs else None,
+                "finish_reason": all_of.finish,
+                "stop_reason": all_of.stop,
+            }
+            if self.options.return_token_ids:
+                choice["token_ids"] = all_of.ids
+            choices.append(choice)
+        more = {"prompt_token_ids": self.prompt_ids(0)} if self.options.return_token_ids else {}
+        return self.envelope(choices, usage, **more)
+
+    def _logprobs(self, entries: list[TokenLogprob]) -> dict[str, Any]:
+        def shown(id: int, logprob: float) -> dict[str, Any]:
+            text, raw = self.answer.provider.token(id)
+            return {"token": text, "logprob": finite(logprob), "bytes": list(raw)}
+
+        content = [
+            {**shown(e.token_id, e.logprob), "top_logprobs": [shown(i, value) for i, value in e.top]}
+            for e in entries
+        ]
+        return {"content": content, "refusal": None}
+
+
+class CompletionReply(Common):
+    """``text_completion``, streamed or whole (the same object name, as OpenAI has it)."""
+
+    whole_object = "text_completion"
+    chunk_object = "text_completion"
+    id_prefix = "cmpl-"
+
+    def __init__(self, answer: Answer, options: Options) -> None:
+        super().__init__(answer, options)
+        self._opened: set[int] = set()
+        self._offset: dict[int, int] = {}
+
+    def chunks(self, delta: Delta) -> bytes:
+        text = delta.text
+        first = delta.index not in self._opened
+        if first:
+            self._opened.add(delta.index)
+            text = self._echo(delta.index) + text
+        ids = self.options.return_token_ids and (delta.token_ids or first)
+        if not (text or delta.logprobs or ids or delta.finish):
+            return b""
+        out = self.prefix + b'{"index":%d,"text":' % delta.index + encode(text) + b',"logprobs":'
+        out += encode(self._logprobs(delta.index, delta.logprobs)) if delta.logprobs else b"null"
+        out += b',"finish_reason":' + encode(delta.finish)
+        if delta.finish is not None:
+            out += b',"stop_reason":' + encode(delta.stop)
+        if self.options.return_token_ids:
+            out += b',"token_ids":' + encode(delta.token_ids)
+            if first:
+                out += b',"prompt_token_ids":' + encode(self.prompt_ids(delta.index))
+        return out + b"}" + self.tail
+
+    def whole(self, usage: Usage) -> bytes:
+        choices: list[dict[str, Any]] = []
+        for index, all_of in self.gathered.items():
+            choice: dict[str, Any] = {
+                "index": index,
+                "text": self._echo(index) + "".join(all_of.text),
+                "logprobs": self._logprobs(index, all_of.logprobs) if self.wants_logprobs else None,
+                "finish_reason": all_of.finish,
+                "stop_reason": all_of.stop,
+            }
+            if self.options.return_token_ids:
+                choice["token_ids"] = all_of.ids
+                choice["prompt_token_ids"] = self.prompt_ids(index)
+            choices.append(choice)
+        return self.envelope(choices, usage)
+
+    def _echo(self, index: int) -> str:
+        echo = self.answer.prepared.echo
+        return echo[index // self.answer.prepared.params.n] if echo else ""
+
+    def _logprobs(self, index: int, entries: list[TokenLogprob]) -> dict[str, Any]:
+        """The legacy shape: parallel lists. Offsets count characters of the choice's text, echo included."""
+        tokens: list[str] = []
+        offsets: list[int] = []
+        tops: list[dict[str, float]] = []
+        place = self._offset.get(index, len(self._echo(index)))
+        for entry in entries:
+            text, _ = self.answer.provider.token(entry.token_id)
+            tokens.append(text)
+            offsets.append(place)
+            place += len(text)
+            top = {self.answer.provider.token(i)[0]: finite(value) for i, value in reversed(entry.top)}
+            tops.append({**dict(reversed(top.items())), text: finite(entry.logprob)})
+        self._offset[index] = place
+        return {
+            "tokens": tokens,
+            "token_logprobs": [finite(e.logprob) for e in entries],
+            "top_logprobs": tops if self.answer.prepared.params.logprobs else None,
+            "text_offset": offsets,
+        }
+
+
+def finite(logprob: float) -> float:
+    """JSON has no minus infinity; a banned token is shown as OpenAI's floor."""
+    return max(logprob, -9999.0)

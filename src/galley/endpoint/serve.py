@@ -1,0 +1,184 @@
+"""``galley serve``: the socket, the loading, the signals, and the way out."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+import uvloop
+
+from galley import __version__
+from galley.audit.receipts import ReceiptStore
+from galley.config import Config
+from galley.endpoint.access import check_bind
+from galley.endpoint.app import build_app
+from galley.errors import ConfigError
+from galley.model.store import Entry, Store
+from galley.providers.opened import EngineOptions, Opened
+from galley.router.router import Router
+
+__all__ = ["Server", "serve"]
+
+DRAIN_S = 30.0
+"""How long running answers may go on after SIGTERM."""
+
+
+def say(line: str) -> None:
+    """One plain line on stderr."""
+    sys.stderr.write(f"galley: {line}\n")
+    sys.stderr.flush()
+
+
+def serve(config: Config) -> None:
+    """Serve ``config.model`` until SIGTERM or Ctrl-C, then finish what runs and return (exit code 0).
+
+    The socket answers at once (``/health`` 200, ``/ready`` 503) while the model loads in a thread.
+
+    Raises ConfigError (unsafe bind, address in use), ModelNotFound, BadModelFile.
+    """
+    check_bind(config.server.host, config.server.api_key)
+    entry = Store(config.home).resolve(config.model)
+    options = EngineOptions(
+        **{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__}
+    )
+    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.run())
+
+
+class Listener(uvicorn.Server):
+    """uvicorn without its signal handling: it re-raises SIGTERM at the end, which is not exit code 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """One serving process.
+
+    Args:
+        open_model: makes the running model; called in a thread.
+        drain_s: how long running answers may go on after the signal.
+    """
+
+    def __init__(
+        self, config: Config, entry: Entry, open_model: Callable[[], Opened], *, drain_s: float = DRAIN_S
+    ) -> None:
+        self.config = config
+        self._open_model = open_model
+        self._drain_s = drain_s
+        self._began = time.monotonic()
+        self.receipts = ReceiptStore(config.receipts.path)
+        aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
+        self.router = Router([], self.receipts, aliases=aliases)
+        key = config.server.api_key
+        app = build_app(
+            self.router,
+            self.receipts,
+            host=config.server.host,
+            keys=[key] if key else [],
+            allowed_hosts=config.server.allowed_hosts,
+            max_body=config.server.max_body,
+            capture=config.receipts.capture,
+        )
+        self._listener = Listener(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._signals = 0
+        self._failure: Exception | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port bound, once ``run`` has begun."""
+        return int(self._socket.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        host = self.config.server.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def run(self) -> None:
+        """Serve until told to stop. Raises what loading the model raised."""
+        self._socket = bind(self.config.server.host, self.config.server.port)
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.stop)
+        self.receipts.replay()
+        say(f"{__version__} listening on {self.url}; loading {self.config.model} …")
+        loading = asyncio.ensure_future(self._load())
+        try:
+            await self._listener.serve(sockets=[self._socket])
+        finally:
+            opened = await loading
+            if opened is not None:
+                opened.close()
+            self.receipts.close()
+        if self._failure is not None:
+            raise self._failure
+        say("stopped; every receipt is written" if self.receipts.fault is None else "stopped, with faults")
+
+    async def _load(self) -> Opened | None:
+        try:
+            opened = await asyncio.to_thread(self._open_model)
+        except Exception as error:  # the listener must stop first, then the caller gets it
+            self._failure = error
+            self.router.fail(str(error))
+            self._listener.should_exit = True
+            return None
+        for note in opened.notes:
+            say(note)
+        if self.router.state == "loading":
+            self.router.add(opened.provider)
+            spent = time.monotonic() - self._began
+            say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
+        return opened
+
+    def stop(self) -> None:
+        """First call: refuse new requests, let running ones finish. Second: stop now."""
+        self._signals += 1
+        if self._signals > 1:
+            say("stopping now; running answers are cancelled")
+            self._listener.should_exit = True
+            self._listener.force_exit = True
+        elif self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        self.router.drain()
+        if self.router.active:
+            say(f"stopping: waiting up to {self._drain_s:.0f} s for {self.router.active} running requests")
+        end = time.monotonic() + self._drain_s
+        while self.router.active and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        self._listener.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ConfigError when the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
+            param="server.port",
+            hint="Another server may be running; try --port 0.",
+        ) from error

@@ -1,0 +1,100 @@
+"""``/tokenize``, ``/detokenize``, ``/apply-template``: looking at what a model would see. No receipt: nothing
+is generated."""
+
+import time
+from typing import Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from galley.endpoint.chat import Messages, check_kwargs
+from galley.endpoint.client import Client, DisconnectError, wire_error
+from galley.endpoint.wire import Fields, header_list, parse_object
+from galley.providers.base import ModelCard, Provider
+from galley.router.router import Router
+from galley.types import Request, SamplingParams
+
+__all__ = ["ApplyTemplate", "Detokenize", "Tokenize"]
+
+
+class TokenDoor:
+    """One JSON object in, one out."""
+
+    def __init__(self, router: Router, *, max_body: int) -> None:
+        self._router = router
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = Client(scope, receive, send)
+        try:
+            fields = Fields(parse_object(await client.body(self._max_body)))
+            answer = await self.answer(fields)
+            headers = (
+                [(b"x-galley-ignored-params", header_list(fields.rest()).encode())] if fields.rest() else []
+            )
+            await client.json(200, msgspec.json.encode(answer), headers)
+        except DisconnectError:
+            return
+        except Exception as error:
+            await client.error(wire_error(error))
+
+    async def answer(self, fields: Fields) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def find(self, fields: Fields) -> tuple[ModelCard, Provider]:
+        """The model named, or the only one served when none is named (as vLLM allows here)."""
+        self._router.admit()
+        name = fields.text("model", 512)
+        cards = self._router.catalog.cards()
+        if name is None and len(cards) == 1:
+            name = cards[0].id
+        return self._router.catalog.find(name if name is not None else fields.need("model"))
+
+    @staticmethod
+    def chat(fields: Fields, model: str) -> Request:
+        """The chat request in the body."""
+        read = Messages(fields)
+        fields.refuse(("tools", "chat_template", "continue_final_message", "documents"))
+        return Request(
+            id="",
+            api="apply-template",
+            model=model,
+            params=SamplingParams(),
+            created=time.time(),
+            messages=read.messages,
+            template_kwargs=check_kwargs(fields.object("chat_template_kwargs")),
+            add_generation_prompt=fields.boolean("add_generation_prompt", True),
+        )
+
+
+class Tokenize(TokenDoor):
+    """``{"prompt": str, "add_special_tokens": true}`` or ``{"messages": [...]}`` to ids."""
+
+    async def answer(self, fields: Fields) -> dict[str, Any]:
+        card, provider = self.find(fields)
+        if fields.raw("messages") is not None:
+            ids = (await provider.prepare(self.chat(fields, card.id))).prompts[0]
+        else:
+            prompt = fields.checked(fields.need("prompt"), "prompt")
+            ids = provider.encode(prompt, special=fields.boolean("add_special_tokens", True))
+        found: dict[str, Any] = {"count": len(ids), "max_model_len": card.context, "tokens": ids}
+        if fields.boolean("return_token_strs"):
+            found["token_strs"] = [provider.token(id)[0] for id in ids]
+        return found
+
+
+class Detokenize(TokenDoor):
+    """``{"tokens": [int]}`` to text, special tokens shown."""
+
+    async def answer(self, fields: Fields) -> dict[str, Any]:
+        _, provider = self.find(fields)
+        fields.need("tokens")
+        return {"prompt": provider.decode(fields.integers("tokens") or [])}
+
+
+class ApplyTemplate(TokenDoor):
+    """``{"messages": [...]}`` to the prompt text."""
+
+    async def answer(self, fields: Fields) -> dict[str, Any]:
+        card, provider = self.find(fields)
+        return {"prompt": provider.render(self.chat(fields, card.id))}

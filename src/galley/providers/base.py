@@ -1,0 +1,158 @@
+"""The Provider seam: where a request can run, and what it must leave behind for the receipt."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from galley.audit.assemble import Metered
+from galley.types import Choice, Delta, Digests, FinishReason, Request, SamplingParams
+
+__all__ = ["Load", "Meter", "ModelCard", "Prepared", "Provider", "Run"]
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client may know of a served model before it asks."""
+
+    id: str
+    context: int
+    """Tokens, prompt and completion together, as served."""
+    created: int
+    """Unix seconds."""
+    quantization: str = ""
+    chat: bool = True
+    """Whether a chat template is there."""
+    location: str = "local"
+    served_by: str = ""
+    """Value of ``x-galley-served-by``, e.g. ``local:smollm2-135m@cpu``."""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy a provider is, for ``/metrics`` and ``/health``. Counters since start."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    """Share of KV blocks held by jobs, 0..1."""
+    blocks_total: int = 0
+    blocks_free: int = 0
+    """Free or merely cached: what a new job may take."""
+    block_size: int = 0
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache."""
+    prefix_hits: int = 0
+    """Prompt tokens found there."""
+    preemptions: int = 0
+    steps: int = 0
+
+
+class Meter:
+    """What a run leaves for its receipt, filled in while it runs. One per request.
+
+    Attributes:
+        jobs: the engine's meter of each choice that reached it.
+        kept: completion tokens delivered, by choice (TXT-4: none after a stop string).
+        finish: finish reason of each choice that ended well.
+        text: pieces of text by choice, only when ``capture``.
+    """
+
+    def __init__(self, *, capture: bool = False) -> None:
+        self.capture = capture
+        self.jobs: dict[int, Metered] = {}
+        self.kept: dict[int, int] = {}
+        self.finish: dict[int, FinishReason] = {}
+        self.text: dict[int, list[str]] = {}
+
+    def note(self, delta: Delta) -> None:
+        """Count one delta as produced."""
+        self.kept[delta.index] = self.kept.get(delta.index, 0) + len(delta.token_ids)
+        if delta.finish is not None:
+            self.finish[delta.index] = delta.finish
+        if self.capture and delta.text:
+            self.text.setdefault(delta.index, []).append(delta.text)
+
+    def choices(self) -> list[Choice]:
+        """How every choice known so far ended, in order."""
+        known = sorted({*self.jobs, *self.kept})
+        return [
+            Choice(index=i, completion_tokens=self.kept.get(i, 0), finish=self.finish.get(i)) for i in known
+        ]
+
+    def output(self) -> list[str]:
+        """The text of each choice, in order."""
+        return ["".join(self.text.get(choice.index, ())) for choice in self.choices()]
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that passed every check that can be made before running it."""
+
+    request: Request
+    params: SamplingParams
+    """Effective: the seed is chosen."""
+    prompts: list[list[int]]
+    """Token ids of each prompt."""
+    max_tokens: list[int]
+    """Most completion tokens of each prompt's choices."""
+    echo: list[str] = []
+    """The text of each prompt when ``request.echo``."""
+
+    @property
+    def count(self) -> int:
+        """Number of choices: prompts times ``n``."""
+        return len(self.prompts) * self.params.n
+
+
+class Run(Protocol):
+    """A running request."""
+
+    def deltas(self) -> AsyncIterator[Delta]:
+        """Pieces of output of all choices as they come; ends when every choice has finished.
+
+        Raises the GalleyError that ended a choice. To be iterated once.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Cancel whatever still runs and wait until its meters are in (CAN-1). Idempotent."""
+        ...
+
+
+class Provider(Protocol):
+    """Something that can run requests. All typed errors of a request's content come out of ``prepare``."""
+
+    name: str
+    cards: Sequence[ModelCard]
+    digests: Digests
+    fingerprint: str
+    """``system_fingerprint`` on the wire: changes with kernels, weights, tokenizer and template."""
+
+    async def prepare(self, request: Request) -> Prepared:
+        """Render, tokenise, check parameters and context. Nothing has run yet.
+
+        Raises InvalidRequest, ContextLengthExceeded, TemplateError.
+        """
+        ...
+
+    async def start(self, prepared: Prepared, meter: Meter) -> Run:
+        """Hand the choices to the engine. Raises Overloaded when it does not admit them."""
+        ...
+
+    def load(self) -> Load:
+        """A cheap snapshot."""
+        ...
+
+    def token(self, id: int) -> tuple[str, bytes]:
+        """A token as text (a special one as its name) and as raw bytes."""
+        ...
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Text to ids, with the model's own start token when ``special``."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids to text, special tokens shown."""
+        ...
+
+    def render(self, request: Request) -> str:
+        """The prompt a chat request would become. Raises InvalidRequest, TemplateError."""
+        ...

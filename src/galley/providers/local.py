@@ -1,0 +1,342 @@
+"""The local provider: a Model and an Engine in this process.
+
+Text is made here, on the event loop, not in the engine thread: one TextStream per choice turns ids into text
+and finds stop strings, so a slow client or a long stop list never costs the engine a microsecond.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+
+from galley import __version__
+from galley.errors import ContextLengthExceeded, EngineFault, InvalidRequest
+from galley.model.model import Model
+from galley.providers.base import Load, Meter, ModelCard, Prepared
+from galley.providers.outbox import Outbox
+from galley.runtime.engine import Engine
+from galley.runtime.out import StepOut
+from galley.runtime.sampling import params as sampling
+from galley.runtime.text.stream import TextStream
+from galley.types import Delta, Digests, Request, SamplingParams
+
+__all__ = ["LocalProvider"]
+
+OFF_LOOP = 32_768
+"""Characters (or ids) above which a prompt is rendered and tokenised in a thread: about 10 ms of work."""
+STOP_TIMEOUT = 10.0
+"""Seconds to wait for the engine to acknowledge a cancel. It takes one step; this is for a dead engine."""
+
+
+class LocalProvider:
+    """Runs requests on one model in this process.
+
+    Args:
+        engine: started by the caller, who also closes it.
+        context: tokens served, prompt and completion together; default (and most): the engine's.
+        created: Unix seconds shown by ``/v1/models``.
+    """
+
+    def __init__(self, model: Model, engine: Engine, *, context: int | None = None, created: int = 0) -> None:
+        self.name = "local"
+        self.model = model
+        self.engine = engine
+        self.context = min(context or engine.context, engine.context)
+        backend = engine.backend
+        code = f"galley {__version__} {backend.name} {backend.isa} {backend.fingerprint}"
+        self.digests = Digests(
+            weights=model.weights_digest,
+            tokenizer=model.tokenizer.digest,
+            template=model.template.digest if model.template else "",
+            engine=hashlib.sha256(code.encode()).hexdigest(),
+        )
+        every = "|".join(msgspec.structs.astuple(self.digests))
+        self.fingerprint = "fp_" + hashlib.sha256(every.encode()).hexdigest()[:16]
+        self.cards: Sequence[ModelCard] = [
+            ModelCard(
+                id=model.name,
+                context=self.context,
+                created=created,
+                quantization=main_type(model),
+                chat=model.template is not None,
+                served_by=f"local:{model.name}@cpu",
+            )
+        ]
+
+    async def prepare(self, request: Request) -> Prepared:
+        """See ``Provider.prepare``. Adds the seed when the request has none, and each prompt's room."""
+        params = request.params
+        if params.seed is None:
+            # 53 bits: exact in every JSON reader, JavaScript's included.
+            params = msgspec.structs.replace(params, seed=secrets.randbits(53))
+        sampling.check(params, self.model.tokenizer.vocab_size)
+        if size_of(request) > OFF_LOOP:
+            prompts = await asyncio.to_thread(self._tokenise, request)
+        else:
+            prompts = self._tokenise(request)
+        place = "messages" if request.messages is not None else "prompt"
+        room: list[int] = []
+        for number, ids in enumerate(prompts):
+            path = place if len(prompts) == 1 else f"{place}[{number}]"
+            if not ids:
+                raise InvalidRequest("The prompt is empty.", param=path, code="empty_prompt")
+            left = self.context - len(ids)
+            if left < 1 or (params.max_tokens is not None and params.max_tokens > left):
+                raise ContextLengthExceeded(
+                    prompt_tokens=len(ids), max_tokens=params.max_tokens, context=self.context, param=path
+                )
+            room.append(params.max_tokens if params.max_tokens is not None else left)
+        echo: list[str] = []
+        if request.echo:
+            for given, ids in zip(request.prompts or (), prompts, strict=True):
+                echo.append(given if isinstance(given, str) else self.decode(ids))
+        return Prepared(request=request, params=params, prompts=prompts, max_tokens=room, echo=echo)
+
+    async def start(self, prepared: Prepared, meter: Meter) -> "LocalRun":
+        """See ``Provider.start``. Job ids are ``<request id>/<choice>``."""
+        run = LocalRun(self.engine, self.model, prepared, meter)
+        await run.begin()
+        return run
+
+    async def stream(self, prepared: Prepared, meter: Meter | None = None) -> AsyncIterator[Delta]:
+        """``start`` and ``deltas`` in one; leaving the iterator cancels what still runs."""
+        run = await self.start(prepared, meter or Meter())
+        try:
+            async for delta in run.deltas():
+                yield delta
+        finally:
+            await run.stop()
+
+    def load(self) -> Load:
+        """See ``Provider.load``."""
+        stats = self.engine.stats()
+        total = stats.blocks_total
+        free = stats.blocks_free + stats.blocks_cached
+        return Load(
+            running=stats.running,
+            waiting=stats.waiting,
+            kv_usage=1 - free / total if total else 0.0,
+            blocks_total=total,
+            blocks_free=free,
+            block_size=stats.block_size,
+            prefix_queries=stats.cache_query_tokens,
+            prefix_hits=stats.cache_hit_tokens,
+            preemptions=stats.preemptions,
+            steps=stats.steps,
+        )
+
+    def token(self, id: int) -> tuple[str, bytes]:
+        """See ``Provider.token``."""
+        tokenizer = self.model.tokenizer
+        raw = tokenizer.token_bytes(id)
+        if raw and not tokenizer.is_special(id):
+            return raw.decode("utf-8", "replace"), raw
+        name = tokenizer.token_str(id)
+        return name, name.encode()
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """See ``Provider.encode``. Control tokens spelt out in the text stay text."""
+        return self.model.tokenizer.encode(text, special=False, add_bos=None if special else False)
+
+    def decode(self, ids: list[int]) -> str:
+        """See ``Provider.decode``. Raises InvalidRequest for an id outside the vocabulary."""
+        self._check_ids(ids, "tokens")
+        return self.model.tokenizer.decode(ids, skip_special=False)
+
+    def render(self, request: Request) -> str:
+        """See ``Provider.render``."""
+        if self.model.template is None:
+            raise InvalidRequest(
+                f"The model {self.model.name!r} has no chat template.",
+                param="messages",
+                code="no_chat_template",
+                hint="Use /v1/completions.",
+            )
+        return self.model.template.render(
+            request.messages or [],
+            add_generation_prompt=request.add_generation_prompt,
+            **request.template_kwargs,
+        )
+
+    def _tokenise(self, request: Request) -> list[list[int]]:
+        if request.messages is not None:
+            if self.model.template is None:
+                self.render(request)
+            template: Any = self.model.template
+            return [
+                template.encode(
+                    self.model.tokenizer,
+                    request.messages,
+                    add_generation_prompt=request.add_generation_prompt,
+                    **request.template_kwargs,
+                )
+            ]
+        prompts: list[list[int]] = []
+        for number, given in enumerate(request.prompts or ()):
+            if isinstance(given, str):
+                prompts.append(self.encode(given, special=True))
+            else:
+                self._check_ids(given, "prompt" if len(request.prompts or ()) == 1 else f"prompt[{number}]")
+                prompts.append(list(given))
+        return prompts
+
+    def _check_ids(self, ids: list[int], path: str) -> None:
+        top = self.model.tokenizer.vocab_size
+        for place, id in enumerate(ids):
+            if not 0 <= id < top:
+                raise InvalidRequest(
+                    f"Token id {id} is outside the vocabulary (0 to {top - 1}).",
+                    param=f"{path}[{place}]",
+                    code="invalid_token_id",
+                )
+
+
+class LocalRun:
+    """One request on the engine: a task per choice reads steps and puts text into one outbox.
+
+    The tasks outlive an impatient reader: after a cancel they stay until the engine has said its last word,
+    because that word carries the meter and every receipt needs it.
+    """
+
+    def __init__(self, engine: Engine, model: Model, prepared: Prepared, meter: Meter) -> None:
+        self._engine = engine
+        self._model = model
+        self._prepared = prepared
+        self._meter = meter
+        self._outbox = Outbox(prepared.count)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping = asyncio.Event()
+
+    async def begin(self) -> None:
+        """Submit every choice. Raises what the engine raises at submission, with nothing left running."""
+        n = self._prepared.params.n
+        for index in range(self._prepared.count):
+            job = f"{self._prepared.request.id}/{index}"
+            self._tasks[job] = asyncio.create_task(self._pump(job, index, index // n, index % n))
+        # A submission is made before the task first waits; so one turn of the loop tells who was refused.
+        await asyncio.sleep(0)
+        if self._outbox.error is not None:
+            await self.stop()
+            raise self._outbox.error
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """See ``Run.deltas``."""
+        while True:
+            batch = await self._outbox.take()
+            if batch is None:
+                return
+            for delta in batch:
+                yield delta
+
+    async def stop(self) -> None:
+        """See ``Run.stop``."""
+        self._stopping.set()
+        left = [task for task in self._tasks.values() if not task.done()]
+        for job, task in self._tasks.items():
+            if not task.done():
+                self._engine.cancel(job)
+        if left:
+            _, deaf = await asyncio.wait(left, timeout=STOP_TIMEOUT)
+            for task in deaf:
+                task.cancel()
+
+    async def _pump(self, job: str, index: int, number: int, lane: int) -> None:
+        """Read one choice to its end, whatever happens to the reader. Never raises but for cancellation."""
+        try:
+            await self._read(job, index, number, lane)
+            self._outbox.end()
+        except Exception as error:  # goes to the reader, who raises it; a task must not die unheard
+            self._outbox.fail(error)
+
+    async def _read(self, job: str, index: int, number: int, lane: int) -> None:
+        request = self._prepared.request
+        ids = self._prepared.prompts[number]
+        params = msgspec.structs.replace(
+            self._prepared.params, max_tokens=self._prepared.max_tokens[number], n=1
+        )
+        choice = ChoiceText(self._model, ids, params, index)
+        async for out in self._engine.stream(
+            job,
+            ids,
+            params,
+            lane=lane,
+            tenant=request.tenant,
+            salt=request.cache_salt,
+            priority=request.priority,
+            max_queue_s=request.max_queue_s,
+            max_total_s=request.max_total_s,
+        ):
+            if out.meter is not None:
+                self._meter.jobs[index] = out.meter
+            if self._stopping.is_set() or choice.ended:
+                continue
+            if out.error is not None:
+                raise out.error
+            delta = choice.read(out)
+            self._meter.note(delta)
+            self._outbox.put(delta)
+            if delta.finish is not None and out.finish is None:
+                self._engine.finish(job)
+        if not choice.ended and not self._stopping.is_set():
+            raise EngineFault("The engine ended the request without a finish reason.")
+
+
+class ChoiceText:
+    """Steps of one choice in, deltas out."""
+
+    def __init__(self, model: Model, prompt: list[int], params: SamplingParams, index: int) -> None:
+        self.ended = False
+        self._index = index
+        self._params = params
+        self._text = TextStream(
+            model.tokenizer,
+            prompt_ids=prompt,
+            skip_special=params.skip_special_tokens,
+            stops=params.stops,
+            include_stop=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+        )
+
+    def read(self, out: StepOut) -> Delta:
+        """One step as a delta. After a stop string completes, ``ended`` is set and later ids do not count."""
+        ids = out.token_ids
+        # The token that ended the output is counted but not shown, unless the user asked for it.
+        shown = ids
+        asked = out.stop_token is not None and self._params.include_stop_str_in_output
+        if out.finish == "stop" and ids and not asked:
+            shown = ids[:-1]
+        piece = self._text.push(shown)
+        text, finish, kept = piece.text, out.finish, ids
+        stop: str | int | None = out.stop_token
+        if piece.stop is not None:
+            finish, stop, kept = "stop", piece.stop, ids[: piece.kept]
+        elif finish is not None:
+            text += self._text.flush(finish)
+        self.ended = finish is not None
+        return Delta(
+            index=self._index,
+            text=text,
+            token_ids=kept,
+            logprobs=None if out.logprobs is None else out.logprobs[: len(kept)],
+            finish=finish,
+            stop=stop,
+            cached_tokens=out.cached_tokens,
+        )
+
+
+def size_of(request: Request) -> int:
+    """Roughly how many characters (or ids) are to be tokenised."""
+    if request.messages is not None:
+        return sum(len(str(message.get("content") or "")) for message in request.messages)
+    return sum(len(prompt) for prompt in request.prompts or ())
+
+
+def main_type(model: Model) -> str:
+    """The tensor type that holds most of the weights' bytes, e.g. ``Q4_1``."""
+    sizes: dict[str, int] = {}
+    for tensor in model.gguf.tensors.values():
+        sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
+    return max(sizes, key=lambda name: sizes[name], default="")

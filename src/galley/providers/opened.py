@@ -1,0 +1,124 @@
+"""Opening a model for running: file, memory plan, backend, engine, provider, in the one right order."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from galley.errors import ConfigError
+from galley.model.model import Model
+from galley.providers.local import LocalProvider
+from galley.runtime.backend import native_missing, open_backend
+from galley.runtime.engine import Engine
+from galley.runtime.memory import plan_memory
+
+__all__ = ["EngineOptions", "Opened", "memory_available"]
+
+BLOCK = 16
+"""Tokens in a KV block, of both backends."""
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def memory_available() -> int | None:
+    """Bytes that may be taken without swapping: what the kernel says, within the control group's limit.
+    None where the system does not tell."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        table = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(table["MemAvailable"].split()[0]) * 1024)
+    if not found:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit, used in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+    return min(found, default=None)
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run a model; the names of ``config.engine``."""
+
+    backend: str = "auto"
+    isa: str | None = None
+    threads: int | None = None
+    token_budget: int = 512
+    max_jobs: int = 64
+    max_queue: int = 1024
+    kv_memory: int | None = None
+    context: int | None = None
+
+
+class Opened:
+    """A running model: ``provider`` answers until ``close``.
+
+    Takes seconds (weights are repacked, digests computed): call it off the event loop.
+
+    Raises BadModelFile, TemplateError, ConfigError.
+
+    Attributes:
+        notes: what a user should be told at start, one line each, warnings first.
+    """
+
+    def __init__(
+        self, path: Path, name: str, options: EngineOptions, *, available: int | None = None
+    ) -> None:
+        with contextlib.ExitStack() as opened:
+            self.model = Model.open(path, name)
+            opened.callback(self.model.close)
+            spec = self.model.spec
+            native = options.backend != "reference" and native_missing() is None
+            if available is None:
+                available = memory_available()
+            if available is None and options.kv_memory is None:
+                raise ConfigError(
+                    "This system does not tell how much memory is free.",
+                    param="engine.kv_memory",
+                    hint="Set engine.kv_memory (--kv-memory SIZE).",
+                )
+            memory = plan_memory(
+                spec,
+                # f16 in the native arena, f32 in the reference
+                spec.layers * 2 * spec.kv_rows * (2 if native else 4),
+                BLOCK,
+                available=available or 0,
+                limit=options.kv_memory,
+                max_jobs=options.max_jobs,
+            )
+            backend, warning = open_backend(
+                options.backend,
+                self.model.gguf,
+                spec,
+                threads=options.threads,
+                num_blocks=memory.num_blocks,
+                isa=options.isa,
+            )
+            opened.callback(backend.close)
+            self.engine = Engine(
+                backend,
+                eos_ids=self.model.tokenizer.eos_ids,
+                token_budget=options.token_budget,
+                max_jobs=options.max_jobs,
+                max_queue=options.max_queue,
+                context=options.context,
+                model_key=self.model.weights_digest,
+            )
+            opened.callback(self.engine.close)
+            self.engine.start()
+            self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
+            card = self.provider.cards[0]
+            self.notes = [f"warning: {warning}"] if warning else []
+            self.notes += [
+                f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",
+                f"backend {backend.name}, {backend.isa}, {backend.threads} threads",
+                f"KV {memory.explanation}; context {card.context} tokens",
+            ]
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        """Cancel what runs, stop the engine, free weights and KV. Idempotent."""
+        self._opened.close()
