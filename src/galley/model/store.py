@@ -91,7 +91,8 @@ class Store:
         )
         if name in ALIASES:
             raise ModelNotFound(name_or_path, hint=f"galley pull {name}")
-        hint = f"galley pull {near[0]}" if near and near[0] not in known else "galley pull NAME; galley list"
+        missing = [one for one in near if SECOND_NAMES.get(one, one) not in known]
+        hint = f"galley pull {missing[0]}" if missing else "galley list; galley pull NAME"
         raise ModelNotFound(name_or_path, nearest=near, hint=hint)
 
     def pull(self, ref: str, progress: Progress | None = None, *, name: str | None = None) -> Entry:
