@@ -38,7 +38,8 @@ def doctor(session: Session, as_json: bool) -> None:
         click.echo(f"measured   nothing: {measured['why_not']}")
     else:
         click.echo(
-            f"measured   {measured['bandwidth_gb_s']:.1f} GB/s memory read · {measured['int8_gop_s']:.0f} GOP/s int8"
+            f"measured   {measured['bandwidth_gb_s']:.1f} GB/s memory read"
+            f" · {measured['int8_gop_s']:.0f} GOP/s int8"
             f" · {measured['roundtrip_ns']:.0f} ns core to core"
         )
     click.echo(f"home       {report['home']}, {size(report['disk_free'])} free")

@@ -8,78 +8,35 @@ from typing import Any, Self
 import click
 
 from galley.audit.receipts import ReceiptStore
-from galley.cli.machine import Machine
 from galley.config import Config
-from galley.errors import GalleyError
-from galley.model.model import Model
-from galley.model.spec import ModelSpec
 from galley.model.store import Store
-from galley.providers.local import LocalProvider
+from galley.providers.opened import EngineOptions, Opened
 from galley.router.router import Answer, Router
-from galley.runtime.backend import native_missing, open_backend
-from galley.runtime.engine import Engine
-from galley.runtime.memory import plan_memory
 from galley.types import Request, SamplingParams
-
-BLOCK = 16
-
-
-def kv_bytes_per_token(spec: ModelSpec, *, native: bool) -> int:
-    """Bytes of keys and values of one token: f16 in the native arena, f32 in the reference."""
-    return spec.layers * 2 * spec.kv_rows * (2 if native else 4)
 
 
 class House:
     """The way every request goes, in one process: request → router → provider → engine → receipt.
 
-    Raises ModelNotFound, BadModelFile, ConfigError on construction.
+    Raises ModelNotFound, BadModelFile, TemplateError, ConfigError on construction.
     """
 
     def __init__(self, config: Config, name: str) -> None:
+        entry = Store(config.home).resolve(name)
+        options = EngineOptions(
+            **{key: getattr(config.engine, key) for key in EngineOptions.__struct_fields__}
+        )
         with contextlib.ExitStack() as opened:
-            entry = Store(config.home).resolve(name)
-            model = Model.open(entry.path, entry.name)
-            opened.callback(model.close)
-            native = config.engine.backend != "reference" and native_missing() is None
-            available = Machine.read().memory_available
-            if available is None and config.engine.kv_memory is None:
-                raise GalleyError(
-                    "This system does not tell how much memory is free.", hint="give --kv-memory SIZE"
-                )
-            memory = plan_memory(
-                model.spec,
-                kv_bytes_per_token(model.spec, native=native),
-                BLOCK,
-                available=available or 0,
-                limit=config.engine.kv_memory,
-                max_jobs=config.engine.max_jobs,
-            )
-            backend, warning = open_backend(
-                config.engine.backend,
-                model.gguf,
-                model.spec,
-                threads=config.engine.threads,
-                num_blocks=memory.num_blocks,
-                isa=config.engine.isa,
-            )
-            opened.callback(backend.close)
-            if warning:
-                click.echo(f"galley: warning: {warning}", err=True)
-            engine = Engine(
-                backend,
-                eos_ids=model.tokenizer.eos_ids,
-                token_budget=config.engine.token_budget,
-                max_jobs=config.engine.max_jobs,
-                max_queue=config.engine.max_queue,
-                context=config.engine.context,
-                model_key=model.weights_digest,
-            )
-            opened.callback(engine.close)
-            engine.start()
+            # Receipts are closed last: the engine's end is the last to write any.
             receipts = ReceiptStore(config.receipts.path)
             opened.callback(receipts.close)
-            self.model = model
-            self.router = Router([LocalProvider(model, engine, context=engine.context)], receipts)
+            running = Opened(entry.path, entry.name, options)
+            opened.callback(running.close)
+            for note in running.notes:
+                if note.startswith("warning:"):
+                    click.echo(f"galley: {note}", err=True)
+            self.model = running.model
+            self.router = Router([running.provider], receipts)
             self._capture = config.receipts.capture
             self._opened = opened.pop_all()
 

@@ -144,7 +144,8 @@ def _lines(r: Receipt) -> list[tuple[str, str]]:
         ),
         (
             "resources",
-            f"{used.steps} steps · {used.computed_tokens} positions · {used.prefill_flop / 1e9:.2f} GFLOP prefill"
+            f"{used.steps} steps · {used.computed_tokens} positions"
+            f" · {used.prefill_flop / 1e9:.2f} GFLOP prefill"
             f" · {size(used.decode_bytes)} read decoding · {used.kv_byte_seconds / 1e6:.2f} MB·s of KV",
         ),
         (

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from galley.providers.opened import memory_available
+
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Processor and memory as this process may use them."""
@@ -16,50 +18,36 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     usable_cores: int
     """Those in this process's affinity mask."""
     memory_total: int | None
-    """Bytes; None where the system does not tell."""
+    """Bytes of the machine; None where the system does not tell."""
     memory_available: int | None
-    """Bytes free or reclaimable, within this process's control group."""
+    """Bytes free or reclaimable, within this process's control group: what the memory plan starts from."""
 
     @classmethod
-    def read(cls, root: Path = Path("/")) -> "Machine":
-        """Read ``/proc`` and ``/sys``; ``root`` is replaced in tests."""
+    def read(cls, proc: Path = Path("/proc")) -> "Machine":
+        """Read it now; ``proc`` is replaced in tests."""
         cores = os.cpu_count() or 1
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-        total, available = cls._memory(root)
         return cls(
-            processor=cls._processor(root),
+            processor=cls._field(proc / "cpuinfo", "model name")
+            or platform.processor()
+            or platform.machine(),
             cores=cores,
             usable_cores=usable,
-            memory_total=total,
-            memory_available=available,
+            memory_total=cls._kilobytes(cls._field(proc / "meminfo", "MemTotal")),
+            memory_available=memory_available(),
         )
 
     @staticmethod
-    def _processor(root: Path) -> str:
-        try:
-            for line in (root / "proc/cpuinfo").read_text().splitlines():
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-        except OSError:
-            pass  # Not Linux: the platform module knows a name, if not the best one.
-        return platform.processor() or platform.machine()
+    def _field(path: Path, name: str) -> str | None:
+        """The value of the first ``name: value`` line; None where there is no such file (not Linux)."""
+        if not path.is_file():
+            return None
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == name:
+                return value.strip()
+        return None
 
     @staticmethod
-    def _memory(root: Path) -> tuple[int | None, int | None]:
-        try:
-            lines = (root / "proc/meminfo").read_text().splitlines()
-        except OSError:
-            return None, None
-        table = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-        total, available = table.get("MemTotal"), table.get("MemAvailable")
-        group = root / "sys/fs/cgroup"
-        try:
-            limit = (group / "memory.max").read_text().strip()
-            used = int((group / "memory.current").read_text())
-        except (OSError, ValueError):
-            return total, available
-        if limit != "max" and available is not None and total is not None:
-            # A container may have far less than the machine it runs on.
-            total = min(total, int(limit))
-            available = min(available, max(0, int(limit) - used))
-        return total, available
+    def _kilobytes(text: str | None) -> int | None:
+        return int(text.split()[0]) * 1024 if text else None

@@ -37,21 +37,21 @@ def show(session: Session, model: str, as_json: bool) -> None:
         print_json(facts)
         return
     spec = facts["spec"]
-    kinds = "".join(
-        f"\n{'':<14}{row['type']:<8}{row['tensors']:>5} tensors  {size(row['bytes'])}"
-        for row in facts["types"]
+    indent = "\n" + " " * 14
+    kinds = indent.join(
+        f"{row['type']:<8}{row['tensors']:>5} tensors  {size(row['bytes'])}" for row in facts["types"]
     )
     rows = [
         ("name", ", ".join([entry.name, *entry.aliases])),
         ("architecture", spec["arch"]),
         (
             "sizes",
-            f"{facts['parameters'] / 1e6:.1f} M parameters · {spec['layers']} layers · hidden {spec['hidden']}"
-            f" · ffn {spec['ffn']} · {spec['heads']} heads, {spec['kv_heads']} for KV, of {spec['head_dim']}",
+            f"{facts['parameters'] / 1e6:.1f} M parameters · {spec['layers']} layers"
+            f" · hidden {spec['hidden']} · ffn {spec['ffn']} · {spec['heads']} heads, {spec['kv_heads']} for KV, of {spec['head_dim']}",
         ),
         ("vocabulary", f"{spec['vocab']:,}{' (head tied to the embedding)' if spec['tied'] else ''}"),
         ("context", f"{spec['context']:,} tokens"),
-        ("quantisation", kinds.lstrip()),
+        ("quantisation", kinds),
         ("chat format", facts["chat_format"] or "none: only --raw and /v1/completions"),
         ("licence", facts["license"] or "not stated"),
         ("file", f"{size(entry.bytes)} at {entry.path}"),
