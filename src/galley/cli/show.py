@@ -47,7 +47,8 @@ def show(session: Session, model: str, as_json: bool) -> None:
         (
             "sizes",
             f"{facts['parameters'] / 1e6:.1f} M parameters · {spec['layers']} layers"
-            f" · hidden {spec['hidden']} · ffn {spec['ffn']} · {spec['heads']} heads, {spec['kv_heads']} for KV, of {spec['head_dim']}",
+            f" · hidden {spec['hidden']} · ffn {spec['ffn']}"
+            f" · {spec['heads']} heads, {spec['kv_heads']} for KV, of {spec['head_dim']}",
         ),
         ("vocabulary", f"{spec['vocab']:,}{' (head tied to the embedding)' if spec['tied'] else ''}"),
         ("context", f"{spec['context']:,} tokens"),
