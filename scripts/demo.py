@@ -1,4 +1,4 @@
-"""Serve a model on a free port, stream one answer through the official OpenAI client, show its receipt, stop."""
+"""Serve a model on a free port, stream an answer through the official OpenAI client, show its receipt."""
 
 import os
 import signal
