@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -183,26 +184,19 @@ def test_ctrl_c_stops_an_answer_with_130_and_a_receipt(home: Path, shell: Shell)
 
 
 def test_log_follows_other_processes(home: Path, shell: Shell) -> None:
-    process = child(home, "log", "-f", "--json", "-n", "0", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        deadline = time.monotonic() + 20
-        shell("run", "tiny", "hi", "--max-tokens", "2", "-q", *SMALL)
-        os.set_blocking(process.stdout.fileno(), False)
-        seen = ""
-        while not seen and time.monotonic() < deadline:
+    process = child(home, "log", "-f", "--json", "-n", "0", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout as output:
+        deadline = time.monotonic() + 30
+        while True:
             # It may have started after the first receipt was stored, so there is a next one.
             shell("run", "tiny", "hi", "--max-tokens", "2", "-q", *SMALL)
-            time.sleep(0.3)
-            seen = process.stdout.readline()
-        assert json.loads(seen)["api"] == "cli.run"
-    finally:
+            if select.select([output], [], [], 0.5)[0]:
+                break
+            assert time.monotonic() < deadline and process.poll() is None
+        assert json.loads(output.readline())["api"] == "cli.run"
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
-    assert process.returncode == 130
-    process.stdout.close()
-    if process.stderr is not None:
-        process.stderr.close()
+        assert process.wait(timeout=20) == 130
 
 
 @pytest.mark.model
