@@ -26,7 +26,7 @@ HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops 
 @settings_options(ENGINE_FLAGS)
 @capture_option
 @click.pass_obj
-def chat(session: Session, model: str | None, system: str | None, quiet: bool, **sampling: Any) -> None:
+def chat(session: Session, /, model: str | None, system: str | None, quiet: bool, **sampling: Any) -> None:
     """Talk to a model, turn by turn.
 
     /reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer. With piped input each

@@ -105,7 +105,7 @@ def invoke(argv: list[str]) -> int:
     except BrokenPipeError:
         # The reader (head, less) left: not a fault, and there is nobody to tell. Without this the
         # interpreter would complain once more while flushing stdout on its way out.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 1
     except Exception as error:
         if debug:

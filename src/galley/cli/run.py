@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def run(
     session: Session,
+    /,
     *,
     model: str,
     prompt: str | None,

@@ -8,21 +8,16 @@ import click
 from galley.types import SamplingParams
 
 
-class Bias(click.ParamType):
-    """``ID=BIAS``, e.g. ``198=-100``."""
-
-    name = "ID=BIAS"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, float]:
-        if isinstance(value, tuple):
-            return value
-        token, _, bias = str(value).partition("=")
+def biases(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[int, float] | None:
+    """``("198=-100",)`` to ``{198: -100.0}``. Raises BadParameter."""
+    found = {}
+    for text in given:
+        token, _, bias = text.partition("=")
         try:
-            return int(token), float(bias)
-        except ValueError:
-            self.fail(f"{value!r} is not ID=BIAS, such as 198=-100", param, ctx)
+            found[int(token)] = float(bias)
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is not ID=BIAS, such as 198=-100") from error
+    return found or None
 
 
 OPTIONS: list[Callable[[Any], Any]] = [
@@ -44,7 +39,13 @@ OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--presence-penalty", type=float, metavar="X", help="Once a token has occurred. Default: 0."
     ),
-    click.option("--logit-bias", type=Bias(), multiple=True, help="Add BIAS to a token's logit. Repeatable."),
+    click.option(
+        "--logit-bias",
+        multiple=True,
+        metavar="ID=BIAS",
+        callback=biases,
+        help="Add BIAS to a token's logit. Repeatable.",
+    ),
     click.option(
         "--seed", type=int, metavar="N", help="Same seed, same answer; default: chosen and on the receipt."
     ),
@@ -78,6 +79,4 @@ def params_of(values: dict[str, Any]) -> SamplingParams:
     for key in ("stop", "stop_token_ids"):
         if key in given:
             given[key] = list(given[key])
-    if "logit_bias" in given:
-        given["logit_bias"] = dict(given["logit_bias"])
     return SamplingParams(**given)
