@@ -1,0 +1,55 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both may be repeated; nothing is done twice.
+# Needs Python 3.11+ with venv, and a C++20 compiler for the native kernels (without one: GALLEY_PURE=true).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Models of the checkout, apart from the user's own.
+export GALLEY_HOME ?= $(CURDIR)/.galley
+MODEL := smollm2-135m
+NATIVE := $(wildcard CMakeLists.txt native/*)
+PURE := $(filter 1 true TRUE yes on,$(GALLEY_PURE))
+
+.PHONY: help demo test lint bench install model clean
+help:
+	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
+	@echo "make test   install, pull $(MODEL), run all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  the benchmarks against their peers (slow; measures, so leave the machine alone)"
+	@echo "make clean  remove the environment and build results (models stay)"
+
+demo: model
+	@$(BIN)/python scripts/demo.py $(MODEL)
+
+test: model
+	@GALLEY_REQUIRE_MODEL=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: model
+	$(BIN)/python -m benchmarks.speed
+
+install: $(VENV)/.installed
+
+model: $(VENV)/.installed
+	@$(BIN)/galley pull $(MODEL)
+
+# An editable install: Python changes need nothing, a change of native code or of a dependency builds again.
+$(VENV)/.installed: $(VENV)/.created pyproject.toml $(NATIVE)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(if $(PURE),GALLEY_PURE=true )$(BIN)/python -m pip install --quiet --group dev --editable .
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Galley needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make environments. On Debian and Ubuntu: apt install python3-venv python3-dev"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,41 @@
+"""`galley serve`: a model behind an OpenAI-compatible endpoint."""
+
+import click
+
+from galley.cli.session import ENGINE_FLAGS, Session, capture_option, settings_options
+
+SERVER_FLAGS: dict[str, tuple[str, str, str]] = {
+    "model": ("--model", "MODEL", "Model to serve: a name, an alias or a path."),
+    "server.host": ("--host", "ADDRESS", "Address to bind; beyond loopback a key is required."),
+    "server.port": ("--port", "PORT", "Port to bind; 0 picks a free one. Default: 7117."),
+    "server.api_key": (
+        "--api-key",
+        "KEY",
+        "Key clients must send. Better in $GALLEY_API_KEY: flags are visible.",
+    ),
+    "server.allowed_hosts": (
+        "--allowed-hosts",
+        "NAMES",
+        "Further Host headers to accept, separated by commas.",
+    ),
+    "server.max_body": ("--max-body", "SIZE", "Largest request body, such as 8MiB."),
+}
+
+
+@click.command()
+@settings_options(
+    {**SERVER_FLAGS, **ENGINE_FLAGS, "engine.max_queue": ("--max-queue", "N", "Most choices waiting.")}
+)
+@capture_option
+@click.pass_obj
+def serve(session: Session) -> None:
+    """Serve a model through an OpenAI-compatible endpoint.
+
+    Runs in the foreground until Ctrl-C or SIGTERM, which let running answers finish.
+    """
+    config = session.config
+    # Named here, before anything is loaded: a missing model is exit code 3 at once.
+    session.store.resolve(config.model)
+    from galley.endpoint.serve import serve as run_server
+
+    run_server(config)

@@ -1,0 +1,386 @@
+"""One reader of settings: flag > environment > file > default; every value knows its origin.
+
+The only module of Galley that reads the environment. Everything below it takes the values it uses.
+"""
+
+import difflib
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from galley import values
+from galley.errors import ConfigError
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and for whom the endpoint listens."""
+
+    host: str
+    port: int
+    api_key: str | None
+    allowed_hosts: tuple[str, ...]
+    """Host headers accepted besides the bound address (against DNS rebinding)."""
+    max_body: int
+    """Bytes."""
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the runtime uses the machine. None means: measured or chosen at start, and said so."""
+
+    backend: str
+    """``auto``, ``native`` or ``reference``."""
+    isa: str | None
+    threads: int | None
+    token_budget: int
+    max_jobs: int
+    max_queue: int
+    kv_memory: int | None
+    """Bytes for the KV arena."""
+    context: int | None
+    """Tokens; None is the model's own."""
+
+
+class Receipts(msgspec.Struct, frozen=True, kw_only=True):
+    """The SQLite file of receipts, and whether prompts and outputs may be stored in it."""
+
+    capture: bool
+    path: Path
+
+
+class Pull(msgspec.Struct, frozen=True, kw_only=True):
+    """How ``galley pull`` reaches a model hub. None leaves it to the hub's own client."""
+
+    hf_endpoint: str | None
+    hf_token: str | None
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting, resolved. Immutable."""
+
+    home: Path
+    model: str
+    server: Server
+    engine: EngineSettings
+    receipts: Receipts
+    pull: Pull
+    file: Path | None
+    """The TOML file that was read, or None when there is none."""
+    origins: dict[str, str]
+    warnings: tuple[str, ...] = ()
+    """Environment names that look like ours and are not."""
+
+    def origin(self, key: str) -> str:
+        """``default``, ``file:PATH``, ``env:NAME`` or ``flag:--NAME``. Raises ConfigError if unknown."""
+        if key not in self.origins:
+            raise ConfigError(f"Unknown setting {key!r}.{_nearest(key, list(SETTINGS))}")
+        return self.origins[key]
+
+    def value(self, key: str) -> Any:
+        """The value of a dotted key, e.g. ``server.port``. Raises ConfigError for an unknown key."""
+        self.origin(key)
+        found: Any = self
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """``{key, value, origin}`` of every setting, in table order, JSON-safe; secrets are not shown."""
+        rows: list[dict[str, Any]] = []
+        for key, setting in SETTINGS.items():
+            value = self.value(key)
+            if setting.secret and value is not None:
+                value = "(set)"
+            elif isinstance(value, Path):
+                value = str(value)
+            elif isinstance(value, tuple):
+                value = list(value)
+            rows.append({"key": key, "value": value, "origin": self.origins[key]})
+        return rows
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One row of the table below. ``parse`` takes text or a TOML value and raises ValueError saying why."""
+
+    key: str
+    env: str
+    parse: Callable[[Any], Any]
+    default: Any
+    help: str
+    secret: bool = False
+    in_file: bool = True
+
+    @property
+    def flag(self) -> str:
+        """``--kv-memory`` for ``engine.kv_memory``."""
+        return "--" + self.key.rpartition(".")[2].replace("_", "-")
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    """The platform's data folder: XDG on Linux, Application Support on macOS, LOCALAPPDATA on Windows."""
+    if sys.platform == "darwin":
+        return Path("~/Library/Application Support/galley").expanduser()
+    if sys.platform == "win32" and env.get("LOCALAPPDATA"):
+        return Path(env["LOCALAPPDATA"]) / "galley"
+    xdg = env.get("XDG_DATA_HOME", "")
+    # The XDG specification asks for relative paths to be ignored.
+    base = Path(xdg) if xdg and Path(xdg).is_absolute() else Path("~/.local/share").expanduser()
+    return base / "galley"
+
+
+SETTINGS: dict[str, Setting] = {
+    row.key: row
+    for row in (
+        Setting("home", "GALLEY_HOME", values.path, None, "models, receipts and the default config file"),
+        Setting(
+            "model", "GALLEY_MODEL", values.text, DEFAULT_MODEL, "model served and used when none is named"
+        ),
+        Setting(
+            "server.host",
+            "GALLEY_HOST",
+            values.text,
+            "127.0.0.1",
+            "address to bind; beyond loopback needs a key",
+        ),
+        Setting(
+            "server.port", "GALLEY_PORT", values.integer(0, 65535), 7117, "port to bind; 0 picks a free one"
+        ),
+        Setting("server.api_key", "GALLEY_API_KEY", values.text, None, "key clients must send", secret=True),
+        Setting(
+            "server.allowed_hosts", "GALLEY_ALLOWED_HOSTS", values.names, (), "further Host headers to accept"
+        ),
+        Setting("server.max_body", "GALLEY_MAX_BODY", values.size, 8 << 20, "largest request body"),
+        Setting(
+            "engine.backend",
+            "GALLEY_BACKEND",
+            values.one_of("auto", "native", "reference"),
+            "auto",
+            "kernels to run on",
+        ),
+        Setting(
+            "engine.isa",
+            "GALLEY_ISA",
+            values.text,
+            None,
+            "instruction set of the native backend; default: the best",
+        ),
+        Setting(
+            "engine.threads",
+            "GALLEY_THREADS",
+            values.integer(1, 1024),
+            None,
+            "kernel threads; default: the cores",
+        ),
+        Setting(
+            "engine.token_budget",
+            "GALLEY_TOKEN_BUDGET",
+            values.integer(1, 1 << 20),
+            512,
+            "most tokens computed in a step",
+        ),
+        Setting(
+            "engine.max_jobs",
+            "GALLEY_MAX_JOBS",
+            values.integer(1, 1 << 16),
+            64,
+            "most choices running at once",
+        ),
+        Setting(
+            "engine.max_queue", "GALLEY_MAX_QUEUE", values.integer(0, 1 << 20), 1024, "most choices waiting"
+        ),
+        Setting(
+            "engine.kv_memory", "GALLEY_KV_MEMORY", values.size, None, "bytes for KV; default: what fits"
+        ),
+        Setting(
+            "engine.context", "GALLEY_CONTEXT", values.tokens, None, "context in tokens; default: the model's"
+        ),
+        Setting(
+            "receipts.capture",
+            "GALLEY_CAPTURE",
+            values.boolean,
+            False,
+            "store prompts and outputs in receipts",
+        ),
+        Setting(
+            "receipts.path",
+            "GALLEY_RECEIPTS_PATH",
+            values.path,
+            None,
+            "receipt database; default: HOME/receipts.db",
+        ),
+        Setting("pull.hf_endpoint", "HF_ENDPOINT", values.text, None, "model hub address for hf: sources"),
+        Setting(
+            "pull.hf_token",
+            "HF_TOKEN",
+            values.text,
+            None,
+            "model hub token for hf: sources",
+            secret=True,
+            in_file=False,
+        ),
+    )
+}
+
+_NOT_SETTINGS = {"GALLEY_CONFIG", "GALLEY_PURE", "GALLEY_REQUIRE_MODEL"}
+"""Names that are not settings: where the file is, a build switch, a test switch."""
+
+
+def load(
+    flags: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None, file: Path | None = None
+) -> Config:
+    """Resolve every setting.
+
+    Args:
+        flags: values given on the command line or in code, by dotted key (``server.port``) or by flag name
+            (``port``, ``kv_memory``). None values count as not given.
+        env: the environment; default: the process's.
+        file: the TOML file (``--config``); default: ``$GALLEY_CONFIG``, else ``config.toml`` in home when it
+            exists. A file that was named must exist.
+
+    Raises ConfigError naming the origin, and the nearest key for an unknown one.
+    """
+    env = os.environ if env is None else env
+    given: dict[str, tuple[Any, str]] = {}
+    for name, value in _flags(flags or {}).items():
+        given[name] = (value, f"flag:{SETTINGS[name].flag}")
+    for setting in SETTINGS.values():
+        # An empty variable is unset: shells and unit files cannot unset what they inherit.
+        if setting.key not in given and env.get(setting.env, "") != "":
+            given[setting.key] = (env[setting.env], f"env:{setting.env}")
+    named = file or (Path(env["GALLEY_CONFIG"]) if env.get("GALLEY_CONFIG") else None)
+    home = _parse("home", *given["home"]) if "home" in given else _home(env)
+    path = (named or home / "config.toml").expanduser()
+    if named is None and not path.is_file():
+        path = None
+    if path is not None:
+        for key, value in _read(path).items():
+            given.setdefault(key, (value, f"file:{path}"))
+
+    resolved = {key: setting.default for key, setting in SETTINGS.items()}
+    origins = dict.fromkeys(SETTINGS, "default")
+    for key, (value, origin) in given.items():
+        resolved[key] = _parse(key, value, origin)
+        origins[key] = origin
+    resolved["home"] = resolved["home"] or home
+    resolved["receipts.path"] = resolved["receipts.path"] or resolved["home"] / "receipts.db"
+    return Config(
+        home=resolved["home"],
+        model=resolved["model"],
+        server=Server(**_section(resolved, "server")),
+        engine=EngineSettings(**_section(resolved, "engine")),
+        receipts=Receipts(**_section(resolved, "receipts")),
+        pull=Pull(**_section(resolved, "pull")),
+        file=path,
+        origins=origins,
+        warnings=_strangers(env),
+    )
+
+
+def colour_wanted(env: Mapping[str, str] | None = None) -> bool:
+    """False when ``NO_COLOR`` is set to anything (no-color.org) or the terminal is dumb."""
+    env = os.environ if env is None else env
+    return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
+
+
+def template() -> str:
+    """A commented TOML file with every setting at its default, as ``galley config init`` writes it."""
+    lines = ["# Galley settings. A flag wins over the environment, which wins over this file.", ""]
+    section = ""
+    for key, setting in SETTINGS.items():
+        if not setting.in_file:
+            continue
+        head, _, name = key.rpartition(".")
+        if head != section:
+            section = head
+            lines += ["", f"[{head}]"]
+        default = setting.default
+        if default is None:
+            shown = '""'
+        elif isinstance(default, bool):
+            shown = str(default).lower()
+        elif isinstance(default, tuple):
+            shown = "[]"
+        else:
+            shown = f'"{default}"' if isinstance(default, str) else str(default)
+        lines.append(f"# {setting.help} (environment: {setting.env})")
+        lines.append(f"# {name} = {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def _flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    by_name = {setting.flag[2:].replace("-", "_"): key for key, setting in SETTINGS.items()}
+    found: dict[str, Any] = {}
+    for name, value in flags.items():
+        key = name if name in SETTINGS else by_name.get(name.replace("-", "_"))
+        if key is None:
+            raise ConfigError(f"flag: unknown setting {name!r}.{_nearest(name, [*SETTINGS, *by_name])}")
+        if value is not None:
+            found[key] = value
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's settings by dotted key. Raises ConfigError: unreadable, not TOML, unknown key."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"file:{path}: no such file", hint=f"galley --config {path} config init") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"file:{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"file:{path}: not TOML: {error}") from error
+    flat: dict[str, Any] = {}
+    sections = {key.partition(".")[0] for key in SETTINGS if "." in key}
+    for name, value in table.items():
+        if isinstance(value, dict) and name in sections:
+            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
+        else:
+            flat[name] = value
+    for key in flat:
+        if key not in SETTINGS or not SETTINGS[key].in_file:
+            known = [name for name, setting in SETTINGS.items() if setting.in_file]
+            instead = f" Set it as {SETTINGS[key].env} instead." if key in SETTINGS else _nearest(key, known)
+            raise ConfigError(f"file:{path}: unknown setting {key!r}.{instead}")
+    return flat
+
+
+def _parse(key: str, value: Any, origin: str) -> Any:
+    try:
+        return SETTINGS[key].parse(value)
+    except ValueError as error:
+        shown = "(hidden)" if SETTINGS[key].secret else repr(value)
+        raise ConfigError(f"{origin}: {key} = {shown}: {error}", param=key) from error
+
+
+def _section(resolved: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key[len(name) + 1 :]: value for key, value in resolved.items() if key.startswith(name + ".")}
+
+
+def _strangers(env: Mapping[str, str]) -> tuple[str, ...]:
+    """A misspelt GALLEY_ name must not pass unseen; orchestrators inject two prefixes of their own."""
+    known = {setting.env for setting in SETTINGS.values()} | _NOT_SETTINGS
+    names = [
+        name
+        for name in env
+        if name.startswith("GALLEY_")
+        and name not in known
+        and not name.startswith(("GALLEY_PORT_", "GALLEY_SERVICE_"))
+    ]
+    return tuple(
+        f"env:{name}: not a setting of Galley.{_nearest(name, sorted(known))}" for name in sorted(names)
+    )
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    tails = {key.rpartition(".")[2]: key for key in known}
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not close:
+        tail = difflib.get_close_matches(name.rpartition(".")[2], list(tails), n=1, cutoff=0.6)
+        close = [tails[tail[0]]] if tail else []
+    return f" Did you mean {close[0]!r}?" if close else ""

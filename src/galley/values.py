@@ -1,0 +1,99 @@
+"""Parsers of setting values: text or a TOML value in; ValueError saying what was expected."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def size(value: Any) -> int:
+    """``4096``, ``"512MiB"``, ``"2GB"`` to bytes; decimal and binary units."""
+    if isinstance(value, bool):
+        raise ValueError("expected a size such as 512MiB or 2GB")
+    if isinstance(value, int):
+        size = float(value)
+    else:
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)(b?)\s*", str(value), re.IGNORECASE)
+        if match is None or (match[3] and not match[2]):
+            raise ValueError("expected a size such as 512MiB or 2GB")
+        power = " kmgt".index(match[2].lower() or " ")
+        size = float(match[1]) * float((1024 if match[3] else 1000) ** power)
+    if size <= 0:
+        raise ValueError("expected a size above zero")
+    return math.floor(size)
+
+
+def tokens(value: Any) -> int:
+    """``8192`` or ``"8K"`` (1024s) or ``"8k"`` (1000s) to a token count of at least 1. Raises ValueError."""
+    match = re.fullmatch(r"\s*([0-9]+)([kK]?)\s*", str(value))
+    if match is None or isinstance(value, bool):
+        raise ValueError("expected a token count such as 4096 or 32K")
+    count = int(match[1]) * {"": 1, "k": 1000, "K": 1024}[match[2]]
+    if count < 1:
+        raise ValueError("expected at least 1")
+    return count
+
+
+def integer(low: int, high: int) -> Callable[[Any], int]:
+    """A parser of whole numbers in ``low..high``, both included."""
+
+    def parse(value: Any) -> int:
+        if isinstance(value, bool | float) or not re.fullmatch(r"\s*[+-]?[0-9]+\s*", str(value)):
+            raise ValueError("expected an integer")
+        number = int(value)
+        if not low <= number <= high:
+            raise ValueError(f"expected {low} to {high}")
+        return number
+
+    return parse
+
+
+def text(value: Any) -> str:
+    """Text that is not empty."""
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError("expected text that is not empty")
+    return str(value)
+
+
+def path(value: Any) -> Path:
+    """An absolute path; ``~`` is the user's home."""
+    return Path(text(value)).expanduser().absolute()
+
+
+def boolean(value: Any) -> bool:
+    """true/yes/on/1 or false/no/off/0, in any case."""
+    if isinstance(value, bool):
+        return value
+    words = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    if str(value).strip().lower() not in words:
+        raise ValueError("expected true or false")
+    return words[str(value).strip().lower()]
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """A list of names, or names separated by commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("expected a list of names, or names separated by commas")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def one_of(*words: str) -> Callable[[Any], str]:
+    """A parser that takes exactly these words."""
+
+    def parse(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return str(value)
+
+    return parse

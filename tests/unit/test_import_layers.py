@@ -1,0 +1,162 @@
+"""A file imports only from its own layer or one before it; the pure core imports no numpy (DESIGN §2)."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+LAYERS: list[tuple[str, ...]] = [
+    ("galley.types", "galley.errors"),
+    ("galley.values", "galley.config"),
+    (
+        "galley.kv",
+        "galley.model",
+        "galley.runtime.plan",
+        "galley.runtime.out",
+        "galley.runtime.job",
+        "galley.runtime.queue",
+        "galley.runtime.policy",
+        "galley.runtime.admission",
+        "galley.runtime.deadlines",
+        "galley.runtime.integrity",
+        "galley.runtime.meter",
+        "galley.runtime.stats",
+        "galley.runtime.scheduler",
+        "galley.runtime.memory",
+        "galley.runtime.sampling",
+        "galley.runtime.text",
+    ),
+    ("galley.runtime.backend", "galley._native"),
+    ("galley.speculative",),
+    ("galley.runtime",),  # loop, engine, mailbox: whatever is not named above
+    ("galley.economics", "galley.audit"),
+    ("galley.providers",),
+    ("galley.router",),
+    ("galley.llm",),
+    ("galley.endpoint",),
+    ("galley.cli",),
+]
+
+PURE = (
+    "galley.kv",
+    "galley.runtime.scheduler",
+    "galley.runtime.plan",
+    "galley.runtime.job",
+    "galley.runtime.queue",
+    "galley.runtime.policy",
+    "galley.runtime.sampling.params",
+    "galley.economics",
+    "galley.audit",
+    "galley.router",
+)
+"""These import neither numpy nor torch, and nothing of Galley that does."""
+
+NOWHERE = {"torch", "pydantic", "fastapi", "requests", "openai"}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted((SOURCE / "galley").rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return found
+
+
+MODULES = modules()
+
+
+def layer(name: str) -> int:
+    """Index of the layer; the longest prefix decides."""
+    best = max(
+        (
+            (len(prefix), index)
+            for index, prefixes in enumerate(LAYERS)
+            for prefix in prefixes
+            if name == prefix or name.startswith(prefix + ".")
+        ),
+        default=None,
+    )
+    assert best is not None, f"{name} is in no layer: add it to LAYERS"
+    return best[1]
+
+
+def _typing_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def imports(tree: ast.AST, *, typing_too: bool, functions_too: bool) -> set[str]:
+    """Names imported. Those of a ``TYPE_CHECKING`` block or inside a function only where asked for."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if _typing_only(node) and not typing_too:
+            continue
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not functions_too:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer"
+            base = node.module or ""
+            # ``from galley.audit import receipts`` imports a module, not a name.
+            found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
+        else:
+            found |= imports(node, typing_too=typing_too, functions_too=functions_too)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "galley"])
+def test_imports_only_from_layers_before(name: str) -> None:
+    above = {
+        target
+        for target in imports(MODULES[name], typing_too=True, functions_too=True)
+        if target.startswith("galley.") and layer(target) > layer(name)
+    }
+    assert not above, f"{name} (layer {layer(name)}) imports from above: {sorted(above)}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(PURE)])
+def test_pure_core_reaches_no_numpy(name: str) -> None:
+    seen: set[str] = set()
+    waiting = {name}
+    while waiting:
+        current = waiting.pop()
+        seen.add(current)
+        for target in imports(MODULES[current], typing_too=False, functions_too=False):
+            root = target.partition(".")[0]
+            assert root not in {"numpy", "torch"}, f"{name} reaches {root} through {current}"
+            if target in MODULES and target not in seen:
+                waiting.add(target)
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_no_dependency_beyond_the_ten(name: str) -> None:
+    allowed = {
+        "galley",
+        "numpy",
+        "msgspec",
+        "starlette",
+        "uvicorn",
+        "httptools",
+        "uvloop",
+        "jinja2",
+        "tokenizers",
+    }
+    allowed |= {"click", "rich", "huggingface_hub", "tqdm", *sys.stdlib_module_names}
+    roots = {
+        target.partition(".")[0] for target in imports(MODULES[name], typing_too=True, functions_too=True)
+    }
+    assert not roots - allowed and not roots & NOWHERE, f"{name}: {sorted(roots - allowed)}"
+
+
+def test_only_config_reads_the_environment() -> None:
+    readers = {
+        name
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
+    }
+    assert readers == {"galley.config"}
