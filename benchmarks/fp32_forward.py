@@ -25,7 +25,9 @@ class Forward:
     def __init__(self, path: Path) -> None:
         """Read and dequantise every tensor. Raises ValueError for anything but a plain llama model."""
         reader = gguf.GGUFReader(path)
-        self._fields = {name: field for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+        self._fields = {
+            name: field for name, field in reader.fields.items() if not name.startswith("tokenizer.")
+        }
         arch = self._value("general.architecture")
         if arch != "llama":
             raise ValueError(f"{path}: the fp32 reference covers llama models, not {arch!r}")
@@ -72,11 +74,11 @@ class Forward:
 
     def _norm(self, x: F32, name: str) -> F32:
         mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
-        out: F32 = x / np.sqrt(mean + self.eps) * self.weights[name]
+        out: F32 = (x / np.sqrt(mean + self.eps) * self.weights[name]).astype(np.float32, copy=False)
         return out
 
     def _angles(self, count: int) -> tuple[F32, F32]:
-        """cos and sin [count, 1, rope_dim / 2]; angles in double, because a large position loses bits in fp32."""
+        """cos and sin [count, 1, rope_dim / 2]; angles in double: a large position loses bits in fp32."""
         frequency = self.rope_base ** (-np.arange(0, self.rope_dim, 2, dtype=np.float64) / self.rope_dim)
         angle = np.arange(count, dtype=np.float64)[:, None] * frequency[None, :]
         return np.cos(angle).astype(np.float32)[:, None, :], np.sin(angle).astype(np.float32)[:, None, :]

@@ -1,7 +1,7 @@
 """The engines that are compared with Galley: how each is installed, started and described.
 
-``python -m benchmarks.peers`` installs every peer into ``.bench/`` and prints what it got. To add one: a class
-with ``install``, ``start`` and ``describe``, and a driver that speaks ``benchmarks.protocol``.
+``python -m benchmarks.peers`` installs every peer into ``.bench/`` and prints what it got. To add one: a
+class with ``install``, ``start`` and ``describe``, and a driver that speaks ``benchmarks.protocol``.
 """
 
 import hashlib
@@ -62,7 +62,9 @@ class LlamaCpp:
         "-DLLAMA_BUILD_SERVER=OFF",
     )
 
-    def __init__(self, folder: Path = BENCH, *, source: Path | None = None, build: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path = BENCH, *, source: Path | None = None, build: Path | None = None
+    ) -> None:
         """``source`` and ``build``: an unpacked llama.cpp and its finished build, instead of our own."""
         self._folder = folder
         self._sdist = folder / "llamacpp" / f"llama_cpp_python-{self.version}.tar.gz"
@@ -77,17 +79,21 @@ class LlamaCpp:
         return self.build / "bin" / "llama-quantize"
 
     def install(self) -> None:
-        """Raises ValueError when the download's digest is wrong, CalledProcessError when a build step fails."""
+        """Raises ValueError for a wrong digest, CalledProcessError when a build step fails."""
         if not self.source.exists():
             self._download()
             with tarfile.open(self._sdist) as archive:
                 archive.extractall(self._sdist.parent, filter="data")
         library = self.build / "bin" / "libllama.so"
         if not (library.exists() and self.quantize.exists()):
-            subprocess.run(["cmake", "-S", str(self.source), "-B", str(self.build), *self.options], check=True)
+            subprocess.run(
+                ["cmake", "-S", str(self.source), "-B", str(self.build), *self.options], check=True
+            )
             jobs = str(len(os.sched_getaffinity(0)))
             targets = ["llama", "llama-quantize"]
-            subprocess.run(["cmake", "--build", str(self.build), "-j", jobs, "--target", *targets], check=True)
+            subprocess.run(
+                ["cmake", "--build", str(self.build), "-j", jobs, "--target", *targets], check=True
+            )
         code = Path(__file__).resolve().parent / "native" / "llamacpp_driver.cpp"
         newest = max(code.stat().st_mtime, library.stat().st_mtime)
         if not self.driver.exists() or self.driver.stat().st_mtime < newest:
@@ -125,8 +131,12 @@ PEERS: dict[str, type[LlamaCpp]] = {"llama.cpp": LlamaCpp}
 
 
 @click.command()
-@click.option("--llamacpp-source", type=click.Path(exists=True, path_type=Path), help="An unpacked llama.cpp.")
-@click.option("--llamacpp-build", type=click.Path(exists=True, path_type=Path), help="Its finished native build.")
+@click.option(
+    "--llamacpp-source", type=click.Path(exists=True, path_type=Path), help="An unpacked llama.cpp."
+)
+@click.option(
+    "--llamacpp-build", type=click.Path(exists=True, path_type=Path), help="Its finished native build."
+)
 def main(llamacpp_source: Path | None, llamacpp_build: Path | None) -> None:
     """Install the peers into .bench/ (downloads a 77 MB source archive and compiles for some minutes)."""
     if (llamacpp_source is None) != (llamacpp_build is None):

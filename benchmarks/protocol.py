@@ -38,7 +38,7 @@ class Driver:
     """One engine in a child process."""
 
     def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
-        """Start the process. ``env`` replaces the environment when given. Raises OSError if it cannot start."""
+        """Start the process. ``env`` replaces the environment. Raises OSError if it cannot start."""
         self.name = name
         self.command = list(command)
         self._process = subprocess.Popen(
@@ -86,8 +86,8 @@ class Driver:
     def rest(self, *, window_s: float = 0.03, share: float = 0.02, patience_s: float = 3.0) -> float:
         """Wait until the process is idle; return the seconds that took.
 
-        Idle: less than ``share`` of one core over ``window_s``. Raises DriverError after ``patience_s``: then a
-        worker spins between commands and nothing measured beside it would mean anything.
+        Idle: less than ``share`` of one core over ``window_s``. Raises DriverError after ``patience_s``: a
+        worker then spins between commands and nothing measured beside it would mean anything.
         """
         start = time.monotonic()
         before = self.cpu_seconds()

@@ -56,7 +56,7 @@ class Distance(msgspec.Struct, frozen=True):
 
 
 class DistanceSums:
-    """Reduces chunks of logits to a ``Distance`` as they come, so that no more than two chunks are in memory."""
+    """Reduces chunks of logits to a ``Distance`` as they come: no more than two chunks are in memory."""
 
     def __init__(self) -> None:
         self._kl: list[npt.NDArray[np.float64]] = []
