@@ -18,7 +18,8 @@ import numpy as np
 from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
 from galley.model.tokenizer import Tokenizer
-from galley.runtime.engine import Engine, StepOut
+from galley.runtime.engine import Engine
+from galley.runtime.out import StepOut
 
 from galley import __version__
 from galley.model.spec import ModelSpec

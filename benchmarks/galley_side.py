@@ -14,7 +14,7 @@ __all__ = ["available_isas", "start_galley"]
 def available_isas() -> list[str]:
     """Instruction sets the native backend can run here, best first. Raises ImportError without it."""
     native: Any = importlib.import_module("galley._native")
-    return [str(isa) for isa in native.cpu()["available"]]
+    return [str(isa) for isa in native.isa_available()]
 
 
 def start_galley(*, isa: str | None = None, kind: str = "native") -> Driver:

@@ -23,6 +23,7 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -104,11 +105,9 @@ class Driver:
         """Ask the process to end; kill it after five seconds. Idempotent."""
         if self._process.poll() is None:
             assert self._process.stdin is not None
-            try:
+            with suppress(BrokenPipeError):
                 self._process.stdin.write("quit\n")
                 self._process.stdin.close()
-            except BrokenPipeError:
-                pass
             try:
                 self._process.wait(timeout=5)
             except subprocess.TimeoutExpired:
@@ -116,4 +115,5 @@ class Driver:
                 self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None and not stream.closed:
-                stream.close()
+                with suppress(BrokenPipeError):  # a dead child's pipe still holds our last words
+                    stream.close()
