@@ -100,9 +100,12 @@ class GalleyDriver:
         start = time.perf_counter()
         self._gguf = GGUF.open(Path(path))
         self._spec = spec_from_gguf(self._gguf)
-        self._backend = open_backend(
+        opened = open_backend(
             self._kind, self._gguf, self._spec, threads=int(threads), num_blocks=NUM_BLOCKS, isa=self._isa
         )
+        self._backend = opened.backend
+        if opened.warning is not None:
+            raise RuntimeError(f"not the backend that was asked for: {opened.warning}")
         return {
             "load_s": time.perf_counter() - start,
             "weight_bytes": self._backend.weight_bytes,
