@@ -270,8 +270,8 @@ def table(rows: list[Row], pairs: dict[str, list[Pair]]) -> str:
         f"Probes around the pairs ({trip.count} readings, median, quartiles): core-to-core round trip "
         f"{trip.median:.0f} ns ({trip.low:.0f}–{trip.high:.0f}); {taken[0].threads}-thread read of a buffer "
         f"of the model's size {read.median:.1f} GB/s ({read.low:.1f}–{read.high:.1f}); int8 peak "
-        f"{peak.median:.0f} GOP/s ({peak.low:.0f}–{peak.high:.0f}, {taken[0].int8_op}). Other processes and the "
-        f"host took at most {foreign:.2f} cores."
+        f"{peak.median:.0f} GOP/s ({peak.low:.0f}–{peak.high:.0f}, {taken[0].int8_op}). Other "
+        f"processes and the host took at most {foreign:.2f} cores."
     )
     return markdown_table(header, body) + "\n\n" + probes
 
