@@ -1,0 +1,304 @@
+"""Galley behind the harness's line protocol (``benchmarks.protocol``).
+
+``prefill`` and ``decode`` go the whole engine path: ``Engine.submit``, scheduler, plan, native step,
+sampling, ``StepOut``. That is the judged figure. ``backend-prefill`` and ``backend-decode`` call the backend
+directly with ready-made plans; the difference of the two is what the runtime costs.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from galley.model.families import spec_from_gguf
+from galley.model.gguf import GGUF
+from galley.model.tokenizer import Tokenizer
+from galley.runtime.engine import Engine
+from galley.runtime.out import StepOut
+
+from galley import __version__
+from galley.model.spec import ModelSpec
+from galley.runtime.backend import open_backend
+from galley.runtime.backend.base import Backend
+from galley.runtime.plan import Draws, Rows
+from galley.types import SamplingParams
+
+NUM_BLOCKS = 1024
+"""Of 16 tokens: room for 32 sequences of 512."""
+TOKEN_BUDGET = 512
+
+
+class Track:
+    """When each token of one job came, and how the job ended."""
+
+    def __init__(self, ended: threading.Semaphore) -> None:
+        self.ids: list[int] = []
+        self.times: list[float] = []
+        self.problem: str | None = None
+        self._ended = ended
+
+    def __call__(self, out: StepOut) -> None:
+        """Runs in the engine's thread."""
+        now = time.perf_counter()
+        self.ids.extend(out.token_ids)
+        self.times.extend([now] * len(out.token_ids))
+        if out.error is not None or out.finish is not None:
+            if out.error is not None:
+                self.problem = str(out.error)
+            elif out.meter is not None and out.meter.preemptions:
+                self.problem = "the job was preempted: too few KV blocks for this workload"
+            self._ended.release()
+
+
+class GalleyDriver:
+    """One model, one backend; a fresh engine for each sample, so that no prefix is cached from the last."""
+
+    def __init__(self, kind: str, isa: str | None) -> None:
+        self._kind = kind
+        self._isa = isa
+        self._gguf: GGUF | None = None
+        self._spec: ModelSpec | None = None
+        self._backend: Backend | None = None
+        self._verbs: dict[str, Callable[[str], dict[str, Any]]] = {
+            "hello": self._hello,
+            "load": self._load,
+            "context": self._context,
+            "prefill": self._prefill,
+            "decode": self._decode,
+            "backend-prefill": self._backend_prefill,
+            "backend-decode": self._backend_decode,
+            "logits": self._logits,
+            "tokenize": self._tokenize,
+        }
+
+    def answer(self, line: str) -> dict[str, Any]:
+        verb, _, rest = line.partition(" ")
+        if verb not in self._verbs:
+            raise ValueError(f"unknown command {verb}")
+        return self._verbs[verb](rest)
+
+    @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            raise ValueError("no model loaded")
+        return self._backend
+
+    def _hello(self, rest: str) -> dict[str, Any]:
+        name = {"name": "galley", "version": __version__, "kind": self._kind, "token_budget": TOKEN_BUDGET}
+        if self._backend is None:
+            return name
+        return {**name, "isa": self._backend.isa, "fingerprint": self._backend.fingerprint}
+
+    def _load(self, rest: str) -> dict[str, Any]:
+        threads, path = rest.split(" ", 1)
+        self.close()
+        start = time.perf_counter()
+        self._gguf = GGUF.open(Path(path))
+        self._spec = spec_from_gguf(self._gguf)
+        opened = open_backend(
+            self._kind, self._gguf, self._spec, threads=int(threads), num_blocks=NUM_BLOCKS, isa=self._isa
+        )
+        self._backend = opened.backend
+        if opened.warning is not None:
+            raise RuntimeError(f"not the backend that was asked for: {opened.warning}")
+        return {
+            "load_s": time.perf_counter() - start,
+            "weight_bytes": self._backend.weight_bytes,
+            "vocab": self._spec.vocab,
+            "isa": self._backend.isa,
+            "fingerprint": self._backend.fingerprint,
+        }
+
+    def _context(self, rest: str) -> dict[str, Any]:
+        tokens, _sequences, _unified = (int(n) for n in rest.split())
+        room = self.backend.num_blocks * self.backend.block_size
+        if tokens > room:
+            raise ValueError(f"{tokens} tokens of context wanted, {room} are there")
+        return {"tokens": room}
+
+    # The engine's path -----------------------------------------------------------------------------------
+
+    def _serve(self, prompts: list[list[int]], tokens: int) -> tuple[float, list[Track]]:
+        """Run all prompts at once, ``tokens`` greedy tokens each. Returns the start time and the tracks."""
+        engine = Engine(self.backend, eos_ids=(), token_budget=TOKEN_BUDGET)
+        ended = threading.Semaphore(0)
+        tracks = [Track(ended) for _ in prompts]
+        params = SamplingParams(max_tokens=tokens, temperature=0.0, seed=1, ignore_eos=True)
+        engine.start()
+        try:
+            start = time.perf_counter()
+            for i, (prompt, track) in enumerate(zip(prompts, tracks, strict=True)):
+                engine.submit(f"bench-{i}", prompt, params, on_step=track)
+            for _ in prompts:
+                if not ended.acquire(timeout=300):
+                    raise TimeoutError("no end of a job within 300 s")
+        finally:
+            engine.close()
+        for track in tracks:
+            if track.problem is not None:
+                raise RuntimeError(track.problem)
+            if len(track.ids) != tokens:
+                raise RuntimeError(f"{len(track.ids)} tokens came, {tokens} were asked for")
+        return start, tracks
+
+    def _prefill(self, rest: str) -> dict[str, Any]:
+        start, tracks = self._serve([_ids(rest)], 1)
+        return {"prefill_s": tracks[0].times[0] - start, "ids": tracks[0].ids}
+
+    def _decode(self, rest: str) -> dict[str, Any]:
+        """The decode rate is taken while all sequences run.
+
+        From the step in which the last one gives its first token to the step in which the first one ends:
+        every sequence gets one token in each of those steps.
+        """
+        steps, prompts = _prompts(rest)
+        start, tracks = self._serve(prompts, steps + 1)
+        last = max(tracks, key=lambda t: t.times[0])
+        end = min(t.times[-1] for t in tracks)
+        count = min(range(len(last.times)), key=lambda k: abs(last.times[k] - end))
+        if count == 0:
+            raise RuntimeError("the sequences never ran together: ask for more steps")
+        return {
+            "prefill_s": last.times[0] - start,
+            "decode_s": last.times[count] - last.times[0],
+            "tokens": count * len(tracks),
+            "total_s": max(t.times[-1] for t in tracks) - start,
+            "ids": tracks[0].ids,
+        }
+
+    # The backend alone -----------------------------------------------------------------------------------
+
+    def _step(self, pieces: list[tuple[list[int], int, list[int], int]]) -> list[int]:
+        """One run of (tokens, context, blocks, outputs) and a greedy draw for each output."""
+        rows, draws = Rows(), Draws()
+        for tokens, context, blocks, outputs in pieces:
+            rows.add(tokens, context, blocks, outputs)
+            for k in range(outputs):
+                position = context + len(tokens) - outputs + k + 1
+                draws.add(seed=1, position=position, lane=0, temperature=0.0)
+        self.backend.run(rows)
+        return self.backend.sample(draws).ids if len(draws) else []
+
+    def _tables(self, count: int, tokens: int) -> list[list[int]]:
+        """Disjoint block tables for ``count`` sequences of up to ``tokens``."""
+        need = -(-tokens // self.backend.block_size)
+        if need * count > self.backend.num_blocks:
+            raise ValueError(f"{need * count} KV blocks wanted, {self.backend.num_blocks} are there")
+        return [list(range(i * need, (i + 1) * need)) for i in range(count)]
+
+    def _blocks(self, table: list[int], tokens: int) -> list[int]:
+        return table[: -(-tokens // self.backend.block_size)]
+
+    def _feed(self, prompt: list[int], table: list[int]) -> int:
+        drawn: list[int] = []
+        for at in range(0, len(prompt), TOKEN_BUDGET):
+            piece = prompt[at : at + TOKEN_BUDGET]
+            end = at + len(piece)
+            drawn = self._step([(piece, at, self._blocks(table, end), int(end == len(prompt)))])
+        return drawn[0]
+
+    def _backend_prefill(self, rest: str) -> dict[str, Any]:
+        prompt = _ids(rest)
+        table = self._tables(1, len(prompt))[0]
+        start = time.perf_counter()
+        token = self._feed(prompt, table)
+        return {"prefill_s": time.perf_counter() - start, "ids": [token]}
+
+    def _backend_decode(self, rest: str) -> dict[str, Any]:
+        steps, prompts = _prompts(rest)
+        length = len(prompts[0])
+        tables = self._tables(len(prompts), length + steps)
+        start = time.perf_counter()
+        drawn = [self._feed(prompt, table) for prompt, table in zip(prompts, tables, strict=True)]
+        first = [drawn[0]]
+        prefill_s = time.perf_counter() - start
+        start = time.perf_counter()
+        for step in range(steps):
+            at = length + step
+            drawn = self._step(
+                [([t], at, self._blocks(table, at + 1), 1) for t, table in zip(drawn, tables, strict=True)]
+            )
+            first.append(drawn[0])
+        decode_s = time.perf_counter() - start
+        return {"prefill_s": prefill_s, "decode_s": decode_s, "tokens": steps * len(prompts), "ids": first}
+
+    # Accuracy --------------------------------------------------------------------------------------------
+
+    def _logits(self, rest: str) -> dict[str, Any]:
+        path, size, ids = rest.split(" ", 2)
+        chunk, tokens = int(size), _ids(ids)
+        if chunk < 1:
+            raise ValueError("chunk must be positive")
+        table = self._tables(1, len(tokens))[0]
+        vocab = 0
+        with Path(path).open("wb") as file:
+            for at in range(0, len(tokens), chunk):
+                piece = tokens[at : at + chunk]
+                rows = Rows()
+                rows.add(piece, at, self._blocks(table, at + len(piece)), len(piece))
+                self.backend.run(rows)
+                logits = self.backend.logits()
+                vocab = logits.shape[1]
+                logits.tofile(file)
+        return {"rows": len(tokens), "vocab": vocab}
+
+    def _tokenize(self, rest: str) -> dict[str, Any]:
+        target, source = rest.split(" ")
+        if self._gguf is None:
+            raise ValueError("no model loaded")
+        ids = Tokenizer.from_gguf(self._gguf).encode(Path(source).read_text(encoding="utf-8"), add_bos=False)
+        np.asarray(ids, dtype=np.int32).tofile(target)
+        return {"tokens": len(ids)}
+
+    def close(self) -> None:
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+        if self._gguf is not None:
+            self._gguf.close()
+            self._gguf = None
+
+
+def _ids(text: str) -> list[int]:
+    ids = [int(word) for word in text.split()]
+    if not ids:
+        raise ValueError("token ids are missing")
+    return ids
+
+
+def _prompts(rest: str) -> tuple[int, list[list[int]]]:
+    steps, sequences, text = rest.split(" ", 2)
+    ids, count = _ids(text), int(sequences)
+    if int(steps) < 1 or count < 1 or len(ids) % count:
+        raise ValueError("decode STEPS SEQUENCES ID...: prompts must have equal lengths")
+    length = len(ids) // count
+    return int(steps), [ids[i * length : (i + 1) * length] for i in range(count)]
+
+
+@click.command()
+@click.option(
+    "--backend", "kind", type=click.Choice(["native", "reference"]), default="native", show_default=True
+)
+@click.option("--isa", help="Instruction set to force; the best one by default.")
+def main(kind: str, isa: str | None) -> None:
+    """Answer the harness on stdin and stdout."""
+    driver = GalleyDriver(kind, isa)
+    for line in sys.stdin:
+        command = line.rstrip("\n")
+        if command == "quit":
+            break
+        try:
+            reply = driver.answer(command)
+        except Exception as error:  # reported to the harness, which raises it
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), flush=True)
+    driver.close()
+
+
+if __name__ == "__main__":
+    main()
