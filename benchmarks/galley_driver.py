@@ -15,16 +15,16 @@ from typing import Any
 
 import click
 import numpy as np
-from galley.model.families import spec_from_gguf
-from galley.model.gguf import GGUF
-from galley.model.tokenizer import Tokenizer
-from galley.runtime.engine import Engine
-from galley.runtime.out import StepOut
 
 from galley import __version__
+from galley.model.families import spec_from_gguf
+from galley.model.gguf import GGUF
 from galley.model.spec import ModelSpec
+from galley.model.tokenizer import Tokenizer
 from galley.runtime.backend import open_backend
 from galley.runtime.backend.base import Backend
+from galley.runtime.engine import Engine
+from galley.runtime.out import StepOut
 from galley.runtime.plan import Draws, Rows
 from galley.types import SamplingParams
 

@@ -7,6 +7,25 @@ namespace GALLEY_NS {
 inline constexpr int kRecord4 = 1024, kRecord8 = 2048;
 inline constexpr int kAhead = 2304;  // bytes: covers memory latency once a record takes more than a hundred cycles
 
+// Adds one half group: acc += dot * (d * s), and m * ssum where the weights have a minimum.
+template <int M, bool MIN>
+static inline void add_half(vf acc[M][2], const vi dot[M][2], const vf d[2], const vf m[2], const float* xs, const float* xss) {
+#pragma GCC unroll 6
+    for (int t = 0; t < M; t++) {
+        const vf s = set1(xs[t]);
+        acc[t][0] = fma(to_float(dot[t][0]), mul(d[0], s), acc[t][0]);
+        acc[t][1] = fma(to_float(dot[t][1]), mul(d[1], s), acc[t][1]);
+    }
+    if constexpr (MIN) {
+#pragma GCC unroll 6
+        for (int t = 0; t < M; t++) {
+            const vf s = set1(xss[t]);
+            acc[t][0] = fma(m[0], s, acc[t][0]);
+            acc[t][1] = fma(m[1], s, acc[t][1]);
+        }
+    }
+}
+
 template <int M, bool MIN>
 static void tile_q4(const uint8_t* w, int supers, const int8_t* xq, const float* xs, const int32_t* xsum, const float* xss,
                     float* out) {
@@ -14,55 +33,40 @@ static void tile_q4(const uint8_t* w, int supers, const int8_t* xq, const float*
     for (int t = 0; t < M; t++) acc[t][0] = acc[t][1] = zero();
     constexpr size_t bytes = kRecord4 + (MIN ? 256 : 128);
     for (int b = 0; b < supers; b++, w += bytes) {
-        const uint16_t* d = (const uint16_t*)(w + kRecord4);
+        const uint16_t* scales = (const uint16_t*)(w + kRecord4);
 #pragma GCC unroll 2
         for (int g = 0; g < 2; g++) {
             const uint8_t* wg = w + g * 512;
-
             for (int c = 0; c < 512; c += 64) __builtin_prefetch(wg + c + kAhead);
-            vi dot[M][2];
-            for (int t = 0; t < M; t++) dot[t][0] = dot[t][1] = iset1(MIN ? 0 : -8 * xsum[t]);
+            const vf d[2] = {load_f16(scales + g * 32), load_f16(scales + g * 32 + 16)};
+            vf m[2] = {d[0], d[1]};
+            if constexpr (MIN) m[0] = load_f16(scales + 64 + g * 32), m[1] = load_f16(scales + 64 + g * 32 + 16);
+            // low nibbles are columns 0..15, high nibbles 16..31: each half has an activation scale of its own
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                vi dot[M][2];
+                for (int t = 0; t < M; t++) dot[t][0] = dot[t][1] = iset1(MIN ? 0 : -8 * xsum[t]);
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                const vb w0 = load_bytes(wg + 64 * i), w1 = load_bytes(wg + 256 + 64 * i);
-                const vb l0 = low_nibbles(w0), l1 = low_nibbles(w1);
+                for (int i = 0; i < 4; i++) {
+                    const vb r0 = load_bytes(wg + 64 * i), r1 = load_bytes(wg + 256 + 64 * i);
+                    const vb w0 = h ? high_nibbles(r0) : low_nibbles(r0), w1 = h ? high_nibbles(r1) : low_nibbles(r1);
 #pragma GCC unroll 6
-                for (int t = 0; t < M; t++) {
-                    const quad x = load_quad(xq + t * 32 + 4 * i);
-                    dot[t][0] = dot4(dot[t][0], l0, x);
-                    dot[t][1] = dot4(dot[t][1], l1, x);
+                    for (int t = 0; t < M; t++) {
+                        const quad x = load_quad(xq + t * 32 + 16 * h + 4 * i);
+                        dot[t][0] = dot4(dot[t][0], w0, x);
+                        dot[t][1] = dot4(dot[t][1], w1, x);
+                    }
                 }
-                const vb h0 = high_nibbles(w0), h1 = high_nibbles(w1);
-#pragma GCC unroll 6
-                for (int t = 0; t < M; t++) {
-                    const quad x = load_quad(xq + t * 32 + 16 + 4 * i);
-                    dot[t][0] = dot4(dot[t][0], h0, x);
-                    dot[t][1] = dot4(dot[t][1], h1, x);
-                }
+                add_half<M, MIN>(acc, dot, d, m, xs, xss);
+                xs += M, xsum += M, xss += M;
             }
-            const vf d0 = load_f16(d + g * 32), d1 = load_f16(d + g * 32 + 16);
-#pragma GCC unroll 6
-            for (int t = 0; t < M; t++) {
-                const vf s = set1(xs[t]);
-                acc[t][0] = fma(to_float(dot[t][0]), mul(d0, s), acc[t][0]);
-                acc[t][1] = fma(to_float(dot[t][1]), mul(d1, s), acc[t][1]);
-            }
-            if constexpr (MIN) {
-                const vf m0 = load_f16(d + 64 + g * 32), m1 = load_f16(d + 64 + g * 32 + 16);
-#pragma GCC unroll 6
-                for (int t = 0; t < M; t++) {
-                    const vf s = set1(xss[t]);
-                    acc[t][0] = fma(m0, s, acc[t][0]);
-                    acc[t][1] = fma(m1, s, acc[t][1]);
-                }
-            }
-            xq += M * 32, xs += M, xsum += M, xss += M;
+            xq += M * 32;
         }
     }
     for (int t = 0; t < M; t++) store(out + t * kPair, acc[t][0]), store(out + t * kPair + 16, acc[t][1]);
 }
 
-// HALVES: two scales a group, one for columns 0..15 and one for 16..31.
+// HALVES: the weights too have a scale for columns 0..15 and one for 16..31.
 template <int M, bool MIN, bool HALVES>
 static void tile_q8(const uint8_t* w, int supers, const int8_t* xq, const float* xs, const int32_t* xsum, const float* xss,
                     float* out) {
@@ -70,30 +74,21 @@ static void tile_q8(const uint8_t* w, int supers, const int8_t* xq, const float*
     for (int t = 0; t < M; t++) acc[t][0] = acc[t][1] = zero();
     constexpr size_t bytes = kRecord8 + (MIN || HALVES ? 256 : 128);
     for (int b = 0; b < supers; b++, w += bytes) {
-        const uint16_t* d = (const uint16_t*)(w + kRecord8);
+        const uint16_t* scales = (const uint16_t*)(w + kRecord8);
 #pragma GCC unroll 2
         for (int g = 0; g < 2; g++) {
             const uint8_t* wg = w + g * 1024;
-            for (int c = 0; c < 1024; c += 64) __builtin_prefetch(wg + c + bytes);
-            constexpr int parts = HALVES ? 2 : 1, steps = 8 / parts;
+            for (int c = 0; c < 1024; c += 64) __builtin_prefetch(wg + c + kAhead);
 #pragma GCC unroll 2
-            for (int h = 0; h < parts; h++) {
+            for (int h = 0; h < 2; h++) {
+                const uint16_t* at = HALVES ? scales + g * 64 + h * 16 : scales + g * 32;
+                const vf d[2] = {load_f16(at), load_f16(at + (HALVES ? 32 : 16))};
+                vf m[2] = {d[0], d[1]};
+                if constexpr (MIN) m[0] = load_f16(scales + 64 + g * 32), m[1] = load_f16(scales + 64 + g * 32 + 16);
                 vi dot[M][2];
-                for (int t = 0; t < M; t++) {
-                    int32_t bias = 0;
-                    if constexpr (kBias8 != 0) {
-                        if constexpr (HALVES) {
-                            int32_t part = 0;  // the sum of this half only
-                            for (int k = 0; k < 16; k++) part += xq[t * 32 + 16 * h + k];
-                            bias = -kBias8 * part;
-                        } else {
-                            bias = -kBias8 * xsum[t];
-                        }
-                    }
-                    dot[t][0] = dot[t][1] = iset1(bias);
-                }
-#pragma GCC unroll 8
-                for (int i = h * steps; i < (h + 1) * steps; i++) {
+                for (int t = 0; t < M; t++) dot[t][0] = dot[t][1] = iset1(-kBias8 * xsum[t]);
+#pragma GCC unroll 4
+                for (int i = 4 * h; i < 4 * h + 4; i++) {
                     const vb w0 = prepare8(load_bytes(wg + 64 * i)), w1 = prepare8(load_bytes(wg + 512 + 64 * i));
 #pragma GCC unroll 6
                     for (int t = 0; t < M; t++) {
@@ -102,25 +97,10 @@ static void tile_q8(const uint8_t* w, int supers, const int8_t* xq, const float*
                         dot[t][1] = dot8(dot[t][1], w1, x);
                     }
                 }
-                const uint16_t* dg = HALVES ? d + g * 64 + h * 16 : d + g * 32;
-                const vf d0 = load_f16(dg), d1 = load_f16(dg + (HALVES ? 32 : 16));
-#pragma GCC unroll 6
-                for (int t = 0; t < M; t++) {
-                    const vf s = set1(xs[t]);
-                    acc[t][0] = fma(to_float(dot[t][0]), mul(d0, s), acc[t][0]);
-                    acc[t][1] = fma(to_float(dot[t][1]), mul(d1, s), acc[t][1]);
-                }
+                add_half<M, MIN>(acc, dot, d, m, xs, xss);
+                xs += M, xsum += M, xss += M;
             }
-            if constexpr (MIN) {
-                const vf m0 = load_f16(d + 64 + g * 32), m1 = load_f16(d + 64 + g * 32 + 16);
-#pragma GCC unroll 6
-                for (int t = 0; t < M; t++) {
-                    const vf s = set1(xss[t]);
-                    acc[t][0] = fma(m0, s, acc[t][0]);
-                    acc[t][1] = fma(m1, s, acc[t][1]);
-                }
-            }
-            xq += M * 32, xs += M, xsum += M, xss += M;
+            xq += M * 32;
         }
     }
     for (int t = 0; t < M; t++) store(out + t * kPair, acc[t][0]), store(out + t * kPair + 16, acc[t][1]);
@@ -153,8 +133,8 @@ template <int M>
 static void tile(const Matrix& w, const uint8_t* data, const Acts& x, int t0, float* out) {
     const size_t g0 = (size_t)t0 * x.groups;
     const int8_t* q = x.q + g0 * 32;
-    const float *s = x.s + g0, *ss = x.ssum + g0;
-    const int32_t* sum = x.sum + g0;
+    const float *s = x.s + 2 * g0, *ss = x.ssum + 2 * g0;
+    const int32_t* sum = x.sum + 2 * g0;
     switch (w.layout) {
         case Layout::q4: return tile_q4<M, false>(data, w.supers, q, s, sum, ss, out);
         case Layout::q4m: return tile_q4<M, true>(data, w.supers, q, s, sum, ss, out);
@@ -191,24 +171,24 @@ static void quantise(const Acts& x, int t0, int t1) {
     for (int t = t0; t < t1; t++) {
         while (t >= tiles.start(i) + tiles.size(i)) i++;
         const int m = tiles.size(i), at = t - tiles.start(i);
-        const size_t base = (size_t)tiles.start(i) * x.groups + at;  // + g * m
+        const size_t base = (size_t)tiles.start(i) * x.groups;
         const float* row = x.x + t * x.ldx;
         for (int g = 0; g < x.groups; g++) {
-            const size_t o = base + (size_t)g * m;
-            int8_t* q = x.q + (size_t)tiles.start(i) * x.groups * 32 + ((size_t)g * m + at) * 32;
-            const int left = x.cols - g * 32;
-            if (left <= 0) {
-                std::memset(q, 0, 32);
-                x.s[o] = x.ssum[o] = 0.0f, x.sum[o] = 0;
-                continue;
+            int8_t* q = x.q + (base + (size_t)g * m + at) * 32;
+            for (int h = 0; h < 2; h++) {
+                const size_t o = 2 * base + (size_t)(2 * g + h) * m + at;
+                if (g * 32 >= x.cols) {  // cols is a multiple of 32 in every quantised format
+                    std::memset(q + 16 * h, 0, 16);
+                    x.s[o] = x.ssum[o] = 0.0f, x.sum[o] = 0;
+                    continue;
+                }
+                const vf v = load(row + g * 32 + 16 * h);
+                const float top = hmax(vabs(v));
+                // Below this there is nothing to represent, and 127/top would overflow.
+                const float inv = top > 1e-30f ? 127.0f / top : 0.0f, s = top > 1e-30f ? top / 127.0f : 0.0f;
+                const int32_t sum = store_i8(q + 16 * h, mul(v, set1(inv)));
+                x.s[o] = s, x.sum[o] = sum, x.ssum[o] = s * (float)sum;
             }
-            const float* p = row + g * 32;  // cols is a multiple of 32 in every quantised format
-            const vf a = load(p), b = load(p + 16);
-            const float top = hmax(vmax(vabs(a), vabs(b)));
-            // Below the smallest normal number there is nothing to represent, and 127/top would overflow.
-            const float inv = top > 1e-30f ? 127.0f / top : 0.0f, s = top > 1e-30f ? top / 127.0f : 0.0f;
-            const int32_t sum = store_i8(q, mul(a, set1(inv)), mul(b, set1(inv)));
-            x.s[o] = s, x.sum[o] = sum, x.ssum[o] = s * (float)sum;
         }
     }
 }

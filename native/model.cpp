@@ -61,7 +61,7 @@ Arena::~Arena() {
 void Model::Buffers::fit(int tokens, int cols) {
     const size_t groups = (size_t)(cols + kSuper - 1) / kSuper * 2;
     grow(q, (size_t)tokens * groups * 32);
-    grow(s, tokens * groups), grow(ssum, tokens * groups), grow(sum, tokens * groups);
+    grow(s, tokens * groups * 2), grow(ssum, tokens * groups * 2), grow(sum, tokens * groups * 2);
 }
 
 Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks)

@@ -66,12 +66,12 @@ inline vf keep_first(vf x, int n, float other) {
 
 inline vi iset1(int32_t x) { const __m256i v = _mm256_set1_epi32(x); return {v, v}; }
 inline vf to_float(vi x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-inline int32_t store_i8(int8_t* p, vf x, vf y) {
-    const __m256i i0 = _mm256_cvtps_epi32(x.a), i1 = _mm256_cvtps_epi32(x.b), i2 = _mm256_cvtps_epi32(y.a), i3 = _mm256_cvtps_epi32(y.b);
-    // packs works in 128-bit halves: one permutation puts the eight quarters back in order
-    const __m256i w = _mm256_packs_epi16(_mm256_packs_epi32(i0, i1), _mm256_packs_epi32(i2, i3));
-    _mm256_storeu_si256((__m256i*)p, _mm256_permutevar8x32_epi32(w, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-    const __m256i s = _mm256_add_epi32(_mm256_add_epi32(i0, i1), _mm256_add_epi32(i2, i3));
+inline int32_t store_i8(int8_t* p, vf x) {
+    const __m256i i0 = _mm256_cvtps_epi32(x.a), i1 = _mm256_cvtps_epi32(x.b);
+    // packs works in 128-bit halves: one permutation puts the quarters back in order
+    const __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(i0, i1), 0xd8);
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+    const __m256i s = _mm256_add_epi32(i0, i1);
     __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
     t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));

@@ -51,12 +51,11 @@ inline vf keep_first(vf a, int n, float other) {
 
 inline vi iset1(int32_t x) { return _mm512_set1_epi32(x); }
 inline vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
-// Rounds to nearest even, stores 32 int8 and returns their sum; inputs within [-127, 127].
-inline int32_t store_i8(int8_t* p, vf a, vf b) {
-    const __m512i x = _mm512_cvtps_epi32(a), y = _mm512_cvtps_epi32(b);
+// Rounds to nearest even, stores 16 int8 and returns their sum; inputs within [-127, 127].
+inline int32_t store_i8(int8_t* p, vf a) {
+    const __m512i x = _mm512_cvtps_epi32(a);
     _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x));
-    _mm_storeu_si128((__m128i*)(p + 16), _mm512_cvtepi32_epi8(y));
-    return _mm512_reduce_add_epi32(_mm512_add_epi32(x, y));
+    return _mm512_reduce_add_epi32(x);
 }
 inline float hmax(vf a) { return _mm512_reduce_max_ps(a); }
 

@@ -50,13 +50,10 @@ inline vf keep_first(const vf& a, int n, float other) { GALLEY_LANES(i < n ? a.v
 
 inline vi iset1(int32_t x) { vi r; for (int i = 0; i < 16; i++) r.v[i] = x; return r; }
 inline vf to_float(const vi& a) { vf r; for (int i = 0; i < 16; i++) r.v[i] = (float)a.v[i]; return r; }
-inline int32_t store_i8(int8_t* p, const vf& a, const vf& b) {
-    const vf x = round_even(a), y = round_even(b);
+inline int32_t store_i8(int8_t* p, const vf& a) {
+    const vf x = round_even(a);
     int32_t sum = 0;
-    for (int i = 0; i < 16; i++) {
-        p[i] = (int8_t)(int32_t)x.v[i], p[16 + i] = (int8_t)(int32_t)y.v[i];
-        sum += p[i] + p[16 + i];
-    }
+    for (int i = 0; i < 16; i++) p[i] = (int8_t)(int32_t)x.v[i], sum += p[i];
     return sum;
 }
 inline float hmax(const vf& a) {

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
-
 from galley.model.spec import ModelSpec
 from galley.runtime.backend.base import Backend
 from galley.runtime.backend.reference import ReferenceBackend

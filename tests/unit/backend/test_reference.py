@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from galley.model.families import spec_from_gguf
-from galley.model.gguf import GGUF
 
 from galley.errors import EngineFault
+from galley.model.families import spec_from_gguf
+from galley.model.gguf import GGUF
 from galley.runtime.backend.reference import Linear, ReferenceBackend
 from galley.runtime.plan import Draws, Rows
 from tests.tiny import ARCHES, tiny_gguf

@@ -29,9 +29,15 @@ def native_missing() -> str | None:
 
 
 def open_backend(
-    kind: str, gguf: "GGUF", spec: "ModelSpec", *, threads: int | None, num_blocks: int, isa: str | None = None
+    kind: str,
+    gguf: "GGUF",
+    spec: "ModelSpec",
+    *,
+    threads: int | None,
+    num_blocks: int,
+    isa: str | None = None,
 ) -> Opened:
-    """Open a backend: ``native``, ``reference``, or ``auto`` (native where it can, else reference and a warning).
+    """Open a backend: ``native``, ``reference``, or ``auto`` (native if it can, else reference and a warning).
 
     The caller must show the warning; the choice is also in ``backend.name``.
 
@@ -47,16 +53,24 @@ def open_backend(
             from galley.runtime.backend.native import NativeBackend
 
             try:
-                return Opened(NativeBackend(gguf, spec, threads=threads, num_blocks=num_blocks, isa=isa), None)
+                return Opened(
+                    NativeBackend(gguf, spec, threads=threads, num_blocks=num_blocks, isa=isa), None
+                )
             except ValueError as e:
                 warning = f"the native kernels cannot run this model ({e})"
         if kind == "native":
             raise ConfigError(
-                warning, param="backend", hint="use --backend reference (slow), or install where a C++20 compiler is"
+                warning,
+                param="backend",
+                hint="use --backend reference (slow), or install where a C++20 compiler is",
             )
     if isa is not None:
-        raise ConfigError(f"isa {isa!r} was asked for, but {warning or 'the reference backend has none'}", param="isa")
+        raise ConfigError(
+            f"isa {isa!r} was asked for, but {warning or 'the reference backend has none'}", param="isa"
+        )
     from galley.runtime.backend.reference import ReferenceBackend
 
     backend = ReferenceBackend(gguf, spec, num_blocks=num_blocks)
-    return Opened(backend, f"{warning}; using the numpy reference backend, which is slow" if warning else None)
+    return Opened(
+        backend, f"{warning}; using the numpy reference backend, which is slow" if warning else None
+    )

@@ -12,7 +12,7 @@ from galley.runtime.plan import Drawn, Draws, Rows
 if TYPE_CHECKING:
     from galley.model.gguf import GGUF
 
-KERNEL_REVISION = 1
+KERNEL_REVISION = 2
 """Raised whenever a kernel, layout or reduction order changes the bits of a result."""
 
 
@@ -20,8 +20,8 @@ class NativeBackend:
     """CPU kernels over repacked weights, with a paged f16 KV arena. Satisfies ``Backend``.
 
     Weights are repacked at construction into the layouts of ``native/kernels.hpp`` (16 rows interleaved); the
-    embedding rows stay in the GGUF mapping, so ``gguf`` must stay open while the backend lives. Activations of
-    quantised matrices are int8 with one scale per 32 values.
+    embedding rows stay in the GGUF mapping, so ``gguf`` must stay open while the backend lives. Activations
+    of quantised matrices are int8 with one scale per 16 values.
 
     Args:
         threads: None takes one per processor in the affinity mask.
@@ -84,7 +84,9 @@ class NativeBackend:
     def run(self, rows: Rows) -> None:
         """One forward step. See ``Backend.run``."""
         try:
-            self._model.step(rows.tokens, rows.seq_start, rows.context, rows.blocks, rows.block_start, rows.out)
+            self._model.step(
+                rows.tokens, rows.seq_start, rows.context, rows.blocks, rows.block_start, rows.out
+            )
         except (ValueError, RuntimeError, MemoryError) as e:
             raise EngineFault(f"native step failed: {e}") from e
 
