@@ -37,7 +37,7 @@ def open_backend(
     num_blocks: int,
     isa: str | None = None,
 ) -> Opened:
-    """Open a backend: ``native``, ``reference``, or ``auto`` (native if it can, else reference and a warning).
+    """Open a backend: ``native``, ``reference``, or ``auto`` (native, else reference with a warning).
 
     The caller must show the warning; the choice is also in ``backend.name``.
 
