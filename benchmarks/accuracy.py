@@ -22,7 +22,7 @@ import numpy.typing as npt
 from benchmarks.fp32_forward import Forward
 from benchmarks.galley_side import available_isas, start_galley
 from benchmarks.machine import facts
-from benchmarks.make_models import default_models
+from benchmarks.make_models import default_models, model_label
 from benchmarks.peers import LlamaCpp
 from benchmarks.protocol import Driver
 from benchmarks.report import ROOT, markdown_table, replace_between, save
@@ -224,7 +224,7 @@ def main(
         raise click.UsageError("--tokens must be a multiple of --chunk, and --chunk at least 2")
     peer = LlamaCpp()
     peer.install()
-    files = {p.stem: p for p in models} or default_models()
+    files = {model_label(p): p for p in models} or default_models()
     chosen: list[str] = (list(isas) or available_isas()) if with_galley else []
     results: dict[str, dict[str, Distance]] = {}
     greedy: dict[str, list[Divergence]] = {}

@@ -13,7 +13,7 @@ import click
 
 from benchmarks.peers import BENCH, LlamaCpp
 
-__all__ = ["default_models", "make_q4_0", "shipped"]
+__all__ = ["default_models", "make_q4_0", "model_label", "shipped"]
 
 ALIAS = "smollm2-135m"
 
@@ -37,6 +37,11 @@ def shipped() -> Path:
     from galley.model.store import Store
 
     return Path(Store(load(env=os.environ).home).resolve(ALIAS).path)
+
+
+def model_label(path: Path) -> str:
+    """What a table calls the file: its stem, or its folder's name where the store calls every file ``model``."""
+    return path.parent.name if path.stem == "model" else path.stem
 
 
 def default_models(source: Path | None = None) -> dict[str, Path]:

@@ -17,7 +17,7 @@ import msgspec
 
 from benchmarks.galley_side import start_galley
 from benchmarks.machine import Busy, Limits, Probe, facts
-from benchmarks.make_models import default_models
+from benchmarks.make_models import default_models, model_label
 from benchmarks.peers import BENCH, LlamaCpp
 from benchmarks.protocol import Driver
 from benchmarks.report import ROOT, markdown_table, replace_between, save
@@ -303,7 +303,7 @@ def main(
     """Time Galley and llama.cpp interleaved; losing rows are shown."""
     peer = LlamaCpp()
     peer.install()
-    files = {p.stem: p for p in models} or default_models()
+    files = {model_label(p): p for p in models} or default_models()
     probe = Probe(BENCH)
     rows: list[Row] = []
     pairs: dict[str, list[Pair]] = {}
