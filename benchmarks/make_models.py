@@ -40,7 +40,7 @@ def shipped() -> Path:
 
 
 def model_label(path: Path) -> str:
-    """What a table calls the file: its stem, or its folder's name where the store calls every file ``model``."""
+    """What a table calls the file: its stem, or its folder's name (the store calls every file ``model``)."""
     return path.parent.name if path.stem == "model" else path.stem
 
 

@@ -478,7 +478,7 @@ std::vector<DrawnRow> Model::sample(const DrawArrays& d) {
                        d.seen_ids + d.seen_start[r], d.seen_counts + d.seen_start[r], d.seen_start[r + 1] - d.seen_start[r]};
         DrawnRow& o = out[r];
         o.id = k_.draw(x, n, one, draw_scratch_[thread].data());
-        if (d.logprobs[r] < 0) return;
+        if (d.logprobs[r] < 0 || o.id < 0) return;
         const float lse = k_.log_sum_exp(x, n), mine = x[o.id];
         o.logprob = mine - lse;
         o.rank = 1;
@@ -501,6 +501,8 @@ std::vector<DrawnRow> Model::sample(const DrawArrays& d) {
             for (int r; (r = next.fetch_add(1)) < d.rows;) row(r, thread);
         });
     }
+    for (int r = 0; r < d.rows; r++)
+        if (out[r].id < 0) throw std::invalid_argument("sample: row " + std::to_string(r) + " has no token with a finite logit");
     return out;
 }
 

@@ -89,19 +89,25 @@ static void penalise(float* z, int n, const Draw& d) {
     (void)n;
 }
 
-// Scratch: n floats and n ints.
+// -1 when no token has a finite logit. Scratch: n floats and n ints.
 static int draw(const float* logits, int n, const Draw& d, float* scratch) {
     float* z = scratch;
     const bool greedy = d.temperature < 1e-5f;
-    if (greedy && !d.bans && !d.biases && !d.seen) return argmax(logits, n);
+    if (greedy && !d.bans && !d.biases && !d.seen) {
+        const int id = argmax(logits, n);
+        return std::isfinite(logits[id]) ? id : -1;
+    }
     std::memcpy(z, logits, sizeof(float) * n);
     penalise(z, n, d);
-    if (greedy) return argmax(z, n);
+    if (greedy) {
+        const int id = argmax(z, n);
+        return std::isfinite(z[id]) ? id : -1;
+    }
     const float t = d.temperature;
     for (int i = 0; i < n; i++) z[i] = z[i] / t;
     const int top = argmax(z, n);
     const float zmax = z[top];
-    if (!(zmax > -INFINITY)) return top;
+    if (!std::isfinite(zmax)) return -1;
 
     int* ids = (int*)(scratch + n);
     int m = 0;
