@@ -45,6 +45,12 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes for the KV arena."""
     context: int | None
     """Tokens; None is the model's own."""
+    max_wait_s: float
+    """Expected seconds in the queue beyond which a request is refused at once; 0 refuses none for it."""
+    tenant_weights: tuple[tuple[str, float], ...]
+    """Shares of tenants relative to the others', whose weight is 1."""
+    journal: Path | None
+    """Where the scheduler's journal is written; None writes none."""
 
 
 class Receipts(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,6 +205,27 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting(
             "engine.context", "GALLEY_CONTEXT", values.tokens, None, "context in tokens; default: the model's"
+        ),
+        Setting(
+            "engine.max_wait_s",
+            "GALLEY_MAX_WAIT_S",
+            values.seconds,
+            60.0,
+            "expected seconds of waiting beyond which requests are refused; 0: never",
+        ),
+        Setting(
+            "engine.tenant_weights",
+            "GALLEY_TENANT_WEIGHTS",
+            values.weights,
+            (),
+            "shares of tenants, such as alice=2,bob=0.5; others have 1",
+        ),
+        Setting(
+            "engine.journal",
+            "GALLEY_JOURNAL",
+            values.path,
+            None,
+            "file for the scheduler's journal (holds token ids); default: none",
         ),
         Setting(
             "receipts.capture",

@@ -4,7 +4,7 @@ Shape on the wire follows the OpenAI specification: ``{"error": {message, type, 
 keys always present, ``code`` a string or null.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 
 class GalleyError(Exception):
@@ -153,13 +153,30 @@ class Overloaded(GalleyError):
     retryable = True
 
 
+class TooManyRequests(Overloaded):
+    """This caller has more waiting than its share of the machine; others are still let in."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+
+
 class DeadlineExceeded(GalleyError):
-    """``max_queue_s`` or ``max_total_s`` ran out."""
+    """``max_queue_s`` (503, may be tried again) or ``max_total_s`` (504, the caller's own limit) ran out."""
 
     status = 503
     type = "server_error"
     code = "deadline_exceeded"
     retryable = True
+
+    def __init__(
+        self, message: str, *, kind: Literal["queue", "total"], retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, param=f"max_{kind}_s", retry_after_s=retry_after_s)
+        if kind == "total":
+            # The same call would take as long again: clients must not repeat it unasked.
+            self.status = 504
+            self.retryable = False
 
 
 class BadModelFile(GalleyError):

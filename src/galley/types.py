@@ -76,12 +76,15 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     echo: bool = False
     stream: bool = False
     tenant: str = "local"
+    """Who the service is charged to when the machine is shared fairly: docs/DESIGN.md, Tenants."""
     user: str | None = None
     key: str | None = None
     """Id of the API key (never the key itself)."""
     metadata: dict[str, str] = {}
     priority: int = 0
     """Lower runs first; 0 is normal."""
+    service_tier: Literal["default", "flex", "priority"] = "default"
+    """The tier it is served in; ``priority`` is latency-critical: its prompt is computed in the next step."""
     cache_salt: str | None = None
     max_queue_s: float | None = None
     max_total_s: float | None = None

@@ -49,6 +49,32 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
     return parse
 
 
+def seconds(value: Any) -> float:
+    """A number of seconds, 0 or more."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = math.nan
+    if isinstance(value, bool) or not 0 <= number < math.inf:
+        raise ValueError("expected a number of seconds, 0 or more")
+    return number
+
+
+def weights(value: Any) -> tuple[tuple[str, float], ...]:
+    """``alice=2,bob=0.5`` or a list of such pairs: names with a weight above zero each."""
+    found: dict[str, float] = {}
+    for pair in names(value):
+        name, mark, number = pair.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not mark or not name.strip() or not 0 < weight < math.inf:
+            raise ValueError("expected pairs such as alice=2, with weights above zero")
+        found[name.strip()] = weight
+    return tuple(found.items())
+
+
 def text(value: Any) -> str:
     """Text that is not empty."""
     if not isinstance(value, str | Path) or not str(value).strip():

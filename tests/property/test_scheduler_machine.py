@@ -47,8 +47,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         least=st.integers(0, 3),
         total=st.sampled_from([None, None, None, 6.0]),
         queue=st.sampled_from([None, None, None, 2.0]),
+        tenant=st.sampled_from(["a", "b", "c"]),
+        urgent=st.sampled_from([False, False, False, True]),
     )
-    def submit(self, prompt, turn, limit, temperature, lane, priority, least, total, queue):
+    def submit(self, prompt, turn, limit, temperature, lane, priority, least, total, queue, tenant, urgent):
         done = [job for job, outs in self.bench.outs.items() if outs[-1].finish and job in self.asked]
         if turn and done:  # a second turn: the first one's prompt and answer
             prompt = (self.asked[done[-1]][0] + self.bench.ids(done[-1]))[:17]
@@ -56,9 +58,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         params = {
             "max_tokens": limit, "temperature": temperature, "lane": lane, "min_tokens": min(least, limit)
         }  # fmt: skip
-        self.bench.add(
-            job, prompt, options={"priority": priority, "max_total_s": total, "max_queue_s": queue}, **params
-        )
+        terms = {"priority": priority, "max_total_s": total, "max_queue_s": queue}
+        # Nobody is shed here: every deadline is long enough for the gate, or runs out in the queue.
+        self.bench.scheduler.gate.rate.steps = 0
+        self.bench.add(job, prompt, options=terms | {"tenant": tenant, "urgent": urgent}, **params)
         self.asked[job] = (prompt, params)
 
     @rule()

@@ -10,9 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from galley.audit.assemble import receipt_id
 from galley.endpoint.client import Client
-from galley.errors import AuthenticationError, ConfigError, PermissionDenied
+from galley.errors import AuthenticationError, ConfigError, InvalidRequest, PermissionDenied
 
-__all__ = ["Access", "check_bind", "is_loopback"]
+__all__ = ["Access", "check_bind", "is_loopback", "tenant_of"]
 
 OPEN_PATHS = frozenset(("/health", "/ready"))
 """Probes answer without a key; they tell nothing about requests."""
@@ -88,7 +88,10 @@ class Access:
             await client.error(error)
             return
         # A plain dict of this request; the one uvicorn shares between requests stays as it is.
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "key": key}
+        # With one key for all, or none, the key tells nobody from anybody.
+        tenant = key if len(self._keys) > 1 else None
+        about = {"request_id": request_id, "key": key, "tenant": tenant}
+        scope["state"] = {**scope.get("state", {}), **about}
         await self._app(scope, receive, send_marked)
 
     def _admit_host(self, client: Client) -> None:
@@ -117,6 +120,30 @@ class Access:
         if found is None:
             raise AuthenticationError("Missing or wrong API key. Send it as 'Authorization: Bearer KEY'.")
         return found
+
+
+def tenant_of(client: Client, user: str | None) -> str:
+    """Who is charged for the service when the machine is shared (SCH-7).
+
+    Where there are several API keys, the key's owner, whatever else is said: a client cannot get a larger
+    share by taking more names. Else the header ``x-galley-tenant``, else the body's ``safety_identifier`` or
+    ``user``, else ``local``.
+
+    Raises InvalidRequest for a header that is no name of up to 128 printable ASCII characters.
+    """
+    known: str | None = client.scope.get("state", {}).get("tenant")
+    if known is not None:
+        return known
+    given = client.header(b"x-galley-tenant")
+    if given is None:
+        return user or "local"
+    name = given.decode("latin-1").strip()
+    if not (0 < len(name) <= 128 and name.isascii() and name.isprintable()):
+        raise InvalidRequest(
+            "The header x-galley-tenant must hold a name of up to 128 printable ASCII characters.",
+            param="x-galley-tenant",
+        )
+    return name
 
 
 def key_id(key: str) -> str:

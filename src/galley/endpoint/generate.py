@@ -8,13 +8,14 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from galley.audit.assemble import receipt_id as new_receipt_id
+from galley.endpoint.access import tenant_of
 from galley.endpoint.client import Client, DisconnectError, wire_error
 from galley.endpoint.params import stub
 from galley.endpoint.reply import Options, Reply
 from galley.endpoint.wire import header_list, parse_object
 from galley.errors import GalleyError
 from galley.router.router import Answer, Router
-from galley.types import Request
+from galley.types import Delta, Request
 
 __all__ = ["Door", "Generate"]
 
@@ -70,7 +71,8 @@ class Generate:
         try:
             raw = await client.body(self._max_body)
             body = parse_object(raw)
-            return self._door.parse(body, request_id=request_id, capture=self._capture, key=key)
+            request, options = self._door.parse(body, request_id=request_id, capture=self._capture, key=key)
+            return msgspec.structs.replace(request, tenant=tenant_of(client, request.user)), options
         except Exception as error:
             shown = None if isinstance(error, DisconnectError) else wire_error(error)
             refused = stub(body, request_id=request_id, api=self._door.api, key=key)
@@ -111,10 +113,17 @@ class Generate:
                 await client.write(b"data: " + msgspec.json.encode(shown.body()) + b"\n\n", more=False)
 
     async def _stream(self, client: Client, answer: Answer, reply: Reply) -> None:
+        deltas = answer.deltas()
+        first: Delta | None = None
+        if answer.request.max_queue_s is not None or answer.request.max_total_s is not None:
+            # The head waits for the first token, so that a deadline missed in the queue is a real 503 or 504.
+            first = await anext(deltas, None)
         await client.start(200, SSE_HEADERS)
         pulse = Pulse(client, self._keepalive_s)
         try:
-            async for delta in answer.deltas():
+            if first is not None:
+                await client.write(reply.chunks(first), more=True)
+            async for delta in deltas:
                 chunk = reply.chunks(delta)
                 if chunk:
                     pulse.beat()

@@ -14,6 +14,12 @@ MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_BIASES = 1024
+LONGEST_S = 604_800.0
+"""A deadline beyond a week is taken for a mistake."""
+FLEX = 6
+"""Priority of ``service_tier: flex``: behind others, until a minute of waiting has lifted it to them."""
+TIERS = {"flex": "flex", "priority": "priority", "fast": "priority"}
+"""Service tiers asked for, and what they are served as; every other is ``default``."""
 
 CHANGES_ANSWER = (
     # OpenAI
@@ -203,9 +209,12 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
     if modalities not in (None, ["text"]):
         raise unsupported("modalities", "['text']")
     tier = fields.choice("service_tier", ("auto", "default", "flex", "scale", "priority", "fast"))
+    priority = fields.integer("priority", -(2**31), 2**31 - 1)
+    if priority is None:
+        priority = FLEX if tier == "flex" else 0
     kept = fields.boolean("store")
     noted = []
-    if tier not in (None, "auto", "default"):
+    if tier == "scale":
         noted.append("service_tier")
     if kept:
         # Receipts are always kept, answers are not retrievable: the wish cannot be met, so it is said.
@@ -221,7 +230,10 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
         "user": identifier if identifier is not None else user,
         "key": key,
         "metadata": read_metadata(fields),
-        "priority": fields.integer("priority", -(2**31), 2**31 - 1) or 0,
+        "priority": priority,
+        "service_tier": TIERS.get(tier or "", "default"),
+        "max_queue_s": fields.number("max_queue_s", 0.001, LONGEST_S),
+        "max_total_s": fields.number("max_total_s", 0.001, LONGEST_S),
         "cache_salt": salt,
         "capture": capture and not refused_store,
         "ignored_params": noted,

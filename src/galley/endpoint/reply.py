@@ -96,7 +96,7 @@ class Common:
             "created": int(answer.request.created),
             "model": answer.card.id,
             "system_fingerprint": answer.provider.fingerprint,
-            "service_tier": "default",
+            "service_tier": answer.request.service_tier,
         }
         self.prefix = b"data: " + encode(self.head)[:-1] + b',"choices":['
         self.tail = b'],"usage":null}\n\n' if options.include_usage else b"]}\n\n"

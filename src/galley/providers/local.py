@@ -266,6 +266,7 @@ class LocalRun:
             tenant=request.tenant,
             salt=request.cache_salt,
             priority=request.priority,
+            urgent=request.service_tier == "priority",
             max_queue_s=request.max_queue_s,
             max_total_s=request.max_total_s,
         ):

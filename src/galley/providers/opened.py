@@ -12,6 +12,7 @@ from galley.model.model import Model
 from galley.providers.local import LocalProvider
 from galley.runtime.backend import native_missing, open_backend
 from galley.runtime.engine import Engine
+from galley.runtime.journal import Journal
 from galley.runtime.memory import plan_memory
 
 __all__ = ["EngineOptions", "Opened", "memory_available"]
@@ -51,6 +52,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int = 1024
     kv_memory: int | None = None
     context: int | None = None
+    max_wait_s: float = 0.0
+    tenant_weights: tuple[tuple[str, float], ...] = ()
+    journal: Path | None = None
 
 
 class Opened:
@@ -98,6 +102,15 @@ class Opened:
                 isa=options.isa,
             )
             opened.callback(backend.close)
+            journal = None
+            if options.journal is not None:
+                try:
+                    journal = Journal(options.journal)
+                except OSError as error:
+                    raise ConfigError(
+                        f"{options.journal}: cannot be written: {error}", param="engine.journal"
+                    ) from error
+                opened.callback(journal.close)
             self.engine = Engine(
                 backend,
                 eos_ids=self.model.tokenizer.eos_ids,
@@ -106,6 +119,9 @@ class Opened:
                 max_queue=options.max_queue,
                 context=options.context,
                 model_key=self.model.weights_digest,
+                max_wait_s=options.max_wait_s or None,
+                weights=dict(options.tenant_weights),
+                journal=journal,
             )
             opened.callback(self.engine.close)
             self.engine.start()

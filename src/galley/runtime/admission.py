@@ -1,11 +1,12 @@
 """Admission: what can never run, what does not fit now, and what had better wait a moment."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from galley.errors import ContextLengthExceeded, InvalidRequest
 from galley.kv.tree import Node, Tree
 from galley.runtime.job import Job, State
 from galley.runtime.policy import Policy
+from galley.runtime.queue import Queue
 from galley.runtime.sampling.params import check as check_params
 from galley.types import SamplingParams
 
@@ -54,6 +55,50 @@ class Admission:
         if running:
             need += self.policy.reserve([*running, job], tree.block_size, pool.size)
         return need <= room
+
+    def candidates(self, queue: Queue, now: float) -> Iterator[Job]:
+        """Waiting jobs in the order in which they are to be tried, one removed or left before the next.
+
+        That of the queue, but among a few neighbours the one with the longest cached prefix comes first
+        (SCH-8). Neighbours are new jobs of one tier, of one tenant or of tenants that have had about the same
+        service. A job overtaken ``patience`` times is overtaken no more. Off when the queue is long.
+        """
+        order, policy = queue.ordered(now), self.policy
+        if policy.window < 2 or not 1 < len(queue) <= policy.order_queue:
+            yield from order
+            return
+        following = next(order, None)
+        while following is not None:
+            near, following = [following], None
+            for job in order:
+                if len(near) == policy.window or not self._near(near[0], job, queue, now):
+                    following = job
+                    break
+                near.append(job)
+            left = dict.fromkeys(near)
+            if len(near) > 1:
+                hits = {job: len(self.tree.match(job.table.namespace, job.tokens)) for job in near}
+                near.sort(key=lambda job: (job.passed < policy.patience, -hits[job]))
+            for job in near:
+                yield job
+                earlier = list(left)
+                del left[job]
+                if job not in queue:
+                    for other in earlier[: earlier.index(job)]:
+                        other.passed += 1
+
+    def _near(self, first: Job, job: Job, queue: Queue, now: float) -> bool:
+        """Whether it is no matter which of the two goes first."""
+        counters = queue.fairness
+        return (
+            first.state is State.WAITING
+            and job.state is State.WAITING
+            and queue.tier(first, now) == queue.tier(job, now)
+            and (
+                first.tenant == job.tenant
+                or abs(counters[job.tenant] - counters[first.tenant]) <= self.policy.slack
+            )
+        )
 
     def still_held(self, job: Job) -> bool:
         """Whether the job computing this one's prefix is still at it (SCH-8). O(1)."""

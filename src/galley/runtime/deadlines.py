@@ -42,9 +42,4 @@ class Deadlines:
             if job.over or (kind == "queue" and job.meter.first_scheduled is not None):
                 continue
             limit, where = (job.max_queue_s, "queueing") if kind == "queue" else (job.max_total_s, "in all")
-            yield (
-                job,
-                DeadlineExceeded(
-                    f"the request took more than {limit} s {where}", param=f"max_{kind}_s", retry_after_s=1.0
-                ),
-            )
+            yield job, DeadlineExceeded(f"the request took more than {limit:g} s {where}", kind=kind)

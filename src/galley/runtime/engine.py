@@ -3,17 +3,22 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from threading import Condition, Thread
+from typing import Unpack
 
 from galley.errors import ConfigError, EngineFault, GalleyError, InvalidRequest, Overloaded
 from galley.runtime.backend.base import Backend
+from galley.runtime.fairness import Fairness
+from galley.runtime.job import Terms
+from galley.runtime.journal import Journal, Recorded
 from galley.runtime.loop import Loop
 from galley.runtime.mailbox import Mailbox, Stream
 from galley.runtime.meter import Costs, JobMeter
 from galley.runtime.out import StepOut
 from galley.runtime.policy import Policy
+from galley.runtime.queue import Waiting
 from galley.runtime.scheduler import Scheduler
 from galley.runtime.stats import EngineStats
 from galley.types import SamplingParams
@@ -34,6 +39,9 @@ def build_scheduler(
     model_key: str = "",
     chunk: int | None = None,
     policy: Policy | None = None,
+    max_wait_s: float | None = None,
+    weights: Mapping[str, float] | None = None,
+    journal: Journal | None = None,
 ) -> Scheduler:
     """A scheduler of the backend's sizes.
 
@@ -48,7 +56,8 @@ def build_scheduler(
             f"KV memory: {backend.num_blocks * backend.block_size})",
             param="engine.context",
         )
-    return Scheduler(
+    make: Callable[..., Scheduler] = Scheduler if journal is None else partial(Recorded, journal)
+    return make(
         num_blocks=backend.num_blocks,
         block_size=backend.block_size,
         vocab=spec.vocab,
@@ -58,8 +67,10 @@ def build_scheduler(
         chunk=chunk,
         max_jobs=max_jobs,
         max_queue=max_queue,
+        max_wait_s=max_wait_s,
         model_key=f"{model_key}/{backend.fingerprint}",
         policy=policy,
+        fairness=Fairness(weights=weights),
         costs=Costs.of(
             spec, weight_bytes=backend.weight_bytes, kv_bytes_per_token=backend.kv_bytes_per_token
         ),
@@ -75,6 +86,9 @@ class Engine:
         max_jobs, max_queue: most running and most waiting choices.
         context: most tokens of prompt and output; None is what model and KV memory allow.
         model_key: digest of the weights; part of every KV key.
+        max_wait_s: submit refuses what is expected to wait longer than this; None refuses nothing for it.
+        weights: shares of tenants relative to each other's, 1 where not given.
+        journal: where every event of the scheduler is written, for ``journal.replay``.
         clock: monotonic seconds.
     """
 
@@ -90,6 +104,9 @@ class Engine:
         model_key: str = "",
         chunk: int | None = None,
         policy: Policy | None = None,
+        max_wait_s: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        journal: Journal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
@@ -103,15 +120,18 @@ class Engine:
             model_key=model_key,
             chunk=chunk,
             policy=policy,
+            max_wait_s=max_wait_s,
+            weights=weights,
+            journal=journal,
         )
         self.loop = Loop(self.scheduler, backend, clock=clock, arrivals=self._arrivals)
         self.context = self.scheduler.admission.room
         self.violations = 0
-        self._max_queue = max_queue
         self._clock = clock
         self._wake = Condition()
         # Guarded by _wake; the engine thread takes all of it once a step.
         self._submits: list[tuple[str, Callable[[], object]]] = []
+        self._inbox: dict[str, Waiting] = {}
         self._verdicts: list[tuple[str, bool]] = []
         self._sinks: dict[str, Stream | Callable[[StepOut], None]] = {}
         self._boxes: dict[Stream, Mailbox] = {}
@@ -162,56 +182,33 @@ class Engine:
         params: SamplingParams,
         *,
         on_step: Callable[[StepOut], None] | Stream,
-        lane: int = 0,
-        tenant: str = "local",
-        salt: str | None = None,
-        priority: int = 0,
-        max_queue_s: float | None = None,
-        max_total_s: float | None = None,
+        **terms: Unpack[Terms],
     ) -> None:
         """Queue one choice; n choices are n submits with lanes 0 … n-1, and share the prompt's KV.
 
         ``on_step`` is called on the engine thread, once a step with news, and must not block. Raises at once:
-        ContextLengthExceeded, InvalidRequest, Overloaded (queue full, draining, closed).
+        ContextLengthExceeded, InvalidRequest, Overloaded (too much waits, draining, closed), DeadlineExceeded
+        (would wait longer than ``max_queue_s``).
         """
-        self.scheduler.admission.refuse(prompt, params)
-        enter = partial(
-            self.scheduler.submit,
-            job_id,
-            prompt,
-            params,
-            self._clock(),
-            lane=lane,
-            tenant=tenant,
-            salt=salt,
-            priority=priority,
-            max_queue_s=max_queue_s,
-            max_total_s=max_total_s,
-            checked=True,
-        )
+        scheduler = self.scheduler
+        scheduler.admission.refuse(prompt, params)
+        tenant = terms.get("tenant", "local")
+        enter = partial(scheduler.submit, job_id, prompt, params, self._clock(), checked=True, **terms)
         with self._wake:
             if self._draining:
                 raise Overloaded("the engine is draining", retry_after_s=5.0)
             if job_id in self._sinks:
                 raise InvalidRequest(f"job id {job_id!r} is in use", param="job_id")
-            if len(self.scheduler.queue) + len(self._submits) >= self._max_queue:
-                raise Overloaded("too many requests are waiting already", retry_after_s=1.0)
+            scheduler.gate.admit(
+                tenant, terms.get("max_queue_s"), running=len(scheduler.running), inbox=self._inbox
+            )
             self._sinks[job_id] = on_step
             self._submits.append((job_id, enter))
+            self._inbox.setdefault(tenant, Waiting()).more(len(prompt))
             self._wake.notify()
 
     async def stream(
-        self,
-        job_id: str,
-        prompt: list[int],
-        params: SamplingParams,
-        *,
-        lane: int = 0,
-        tenant: str = "local",
-        salt: str | None = None,
-        priority: int = 0,
-        max_queue_s: float | None = None,
-        max_total_s: float | None = None,
+        self, job_id: str, prompt: list[int], params: SamplingParams, **terms: Unpack[Terms]
     ) -> AsyncIterator[StepOut]:
         """``submit`` for asyncio; its errors come with the first step. Leaving the iterator cancels (CAN-1).
 
@@ -221,18 +218,7 @@ class Engine:
         with self._wake:
             self._boxes[stream] = self._mailbox(asyncio.get_running_loop())
         try:
-            self.submit(
-                job_id,
-                prompt,
-                params,
-                on_step=stream,
-                lane=lane,
-                tenant=tenant,
-                salt=salt,
-                priority=priority,
-                max_queue_s=max_queue_s,
-                max_total_s=max_total_s,
-            )
+            self.submit(job_id, prompt, params, on_step=stream, **terms)
         except BaseException:
             del self._boxes[stream]
             raise
@@ -318,6 +304,7 @@ class Engine:
             return
         with self._wake:
             submits, self._submits = self._submits, []
+            self._inbox = {}
             verdicts, self._verdicts = self._verdicts, []
         now = self._clock()
         refused = []

@@ -1,6 +1,7 @@
 """The job: the engine's only mutable per-request object."""
 
 from enum import IntEnum
+from typing import TypedDict
 
 from galley.errors import GalleyError
 from galley.kv.table import Table
@@ -8,7 +9,10 @@ from galley.kv.tree import Namespace
 from galley.runtime.meter import JobMeter
 from galley.types import FinishReason, SamplingParams
 
-__all__ = ["Job", "State"]
+__all__ = ["URGENT", "Job", "State", "Terms"]
+
+URGENT = -(2**31) - 1
+"""The tier of latency-critical jobs, above every priority a client can give (those are 32-bit)."""
 
 
 class State(IntEnum):
@@ -25,6 +29,27 @@ class State(IntEnum):
     FAILED = 6
 
 
+class Terms(TypedDict, total=False):
+    """On what terms a job is run.
+
+    Attributes:
+        lane: number of the choice; noise of equal seeds differs by it.
+        tenant: who gets the service charged (SCH-7).
+        salt: prefixes are shared only among jobs of the same salt (KV-5).
+        priority: lower is served first; 0 is normal.
+        urgent: latency-critical: its prompt is computed in the very next step.
+        max_queue_s, max_total_s: seconds until it must be started, and over (CAN-5).
+    """
+
+    lane: int
+    tenant: str
+    salt: str | None
+    priority: int
+    urgent: bool
+    max_queue_s: float | None
+    max_total_s: float | None
+
+
 class Job:
     """One choice of one prompt. Only the scheduler changes it.
 
@@ -34,6 +59,8 @@ class Job:
         reached: the highest ``computed`` ever; below it a position is a recomputation.
         limit: length at which the job ends with ``length``.
         verdict: asked for while a step was in flight; carried out in commit (CAN-2).
+        tier: ``priority``, or URGENT; lower is served first.
+        passed: times a later job of the queue was admitted first because more of it was cached.
         seen: occurrences in the output of every token of prompt and output, None when no penalty needs it.
         resumed_at: number of known tokens at the last preemption, -1 before any.
     """
@@ -53,7 +80,7 @@ class Job:
         "meter",
         "min_length",
         "params",
-        "priority",
+        "passed",
         "prompt_len",
         "reached",
         "resumed_at",
@@ -65,6 +92,7 @@ class Job:
         "stop_ids",
         "table",
         "tenant",
+        "tier",
         "tokens",
         "verdict",
     )
@@ -80,10 +108,11 @@ class Job:
         sequence: int,
         now: float,
         namespace: Namespace,
-        seed: int,
         lane: int = 0,
+        salt: str | None = None,
         tenant: str = "local",
         priority: int = 0,
+        urgent: bool = False,
         max_queue_s: float | None = None,
         max_total_s: float | None = None,
     ) -> None:
@@ -91,10 +120,10 @@ class Job:
         self.tokens = list(prompt)
         self.prompt_len = len(prompt)
         self.params = params
-        self.seed = seed
+        self.seed = params.seed or 0
         self.lane = lane
         self.tenant = tenant
-        self.priority = priority
+        self.tier = URGENT if urgent else priority
         self.sequence = sequence
         self.max_queue_s = max_queue_s
         self.max_total_s = max_total_s
@@ -110,10 +139,11 @@ class Job:
         self.verdict: GalleyError | FinishReason | None = None
         self.computed = 0
         self.reached = 0
-        self.table = Table(namespace)
+        self.table = Table((*namespace, ("salt", salt)) if salt else namespace)
         self.meter = JobMeter(prompt_tokens=len(prompt), arrived=now)
         self.accounted_at = now
         self.skipped = 0
+        self.passed = 0
         self.resumed_at = -1
         self.held_by: Job | None = None
         self.held_until = 0

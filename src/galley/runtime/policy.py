@@ -15,15 +15,29 @@ class Policy:
         hold_back: a shared uncached prefix of this many tokens is computed by one job first (SCH-8).
         patience: steps for which smaller jobs may pass one that does not fit (SCH-4).
         look: waiting jobs considered in one step.
+        window: waiting jobs among which the one with the longest cached prefix goes first (SCH-8); 1 is off.
+        slack: most that the counters of their tenants may differ (SCH-7), in prompt tokens.
+        order_queue: with more jobs than this waiting, their order is left alone (SCH-8).
     """
 
     def __init__(
-        self, *, watermark: float = 0.01, hold_back: int = 32, patience: int = 32, look: int = 16
+        self,
+        *,
+        watermark: float = 0.01,
+        hold_back: int = 32,
+        patience: int = 32,
+        look: int = 16,
+        window: int = 8,
+        slack: float = 512.0,
+        order_queue: int = 128,
     ) -> None:
         self.watermark = watermark
         self.hold_back = hold_back
         self.patience = patience
         self.look = look
+        self.window = window
+        self.slack = slack
+        self.order_queue = order_queue
         self.floor = 0.1
         self.ratio = 0.4
 
@@ -45,7 +59,7 @@ class Policy:
         return int(self.ratio * tokens) // block_size + max(1, int(self.watermark * pool_size))
 
     def victim(self, jobs: Iterable[Job], block_size: int, *, forced: bool) -> Job | None:
-        """Who gives up its blocks: lowest priority, then least lost work, then newest (SCH-5).
+        """Who gives up its blocks: lowest tier, then least lost work, then newest (SCH-5).
 
         Lost work is what neither a published block nor a twin of one keeps. A job that has drawn fewer than
         ``block_size`` tokens since its last preemption is spared, unless ``forced``.
@@ -55,7 +69,7 @@ class Policy:
             spared = job.resumed_at >= 0 and len(job.tokens) - job.resumed_at < block_size
             if spared and not forced:
                 continue
-            rank = (job.priority, -(job.computed % block_size), job.sequence)
+            rank = (job.tier, -(job.computed % block_size), job.sequence)
             if worst_rank is None or rank > worst_rank:
                 best, worst_rank = job, rank
         return best

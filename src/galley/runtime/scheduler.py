@@ -1,20 +1,25 @@
 """The scheduler: jobs in, plans out. Pure Python; time and results are arguments (SCH-9)."""
 
 from itertools import islice
+from typing import Unpack
 
-from galley.errors import GalleyError, InvalidRequest, Overloaded
+from galley.errors import GalleyError, InvalidRequest
 from galley.kv.pool import Pool
 from galley.kv.table import Table
-from galley.kv.tree import Namespace, Node, Tree
+from galley.kv.tree import Node, Tree
 from galley.runtime.admission import Admission
 from galley.runtime.deadlines import Deadlines
+from galley.runtime.fairness import Fairness
+from galley.runtime.gate import Gate
 from galley.runtime.integrity import violations
-from galley.runtime.job import Job, State
+from galley.runtime.job import URGENT, Job, State, Terms
 from galley.runtime.meter import Costs, Counters
 from galley.runtime.out import StepOut
 from galley.runtime.plan import Drawn, Plan
 from galley.runtime.policy import Policy
-from galley.runtime.queue import Queue
+from galley.runtime.preemption import Preemption
+from galley.runtime.queue import Queue, urgent_tokens
+from galley.runtime.rate import ServiceRate
 from galley.types import FinishReason, SamplingParams, TokenLogprob
 
 __all__ = ["Scheduler"]
@@ -32,9 +37,11 @@ class Scheduler:
         context: most tokens of prompt and output together.
         eos: ids that end an output unless ``ignore_eos``.
         token_budget: most tokens in a step (SCH-1). chunk: most prompt tokens of one job in a step.
-        max_jobs: most jobs running at once. max_queue: most waiting ones; beyond it submit is refused.
+        max_jobs: most jobs running at once. max_queue, max_wait_s: most waiting ones, and the longest they
+            are expected to wait; beyond it submit is refused (``Gate``).
         model_key: separates prefix trees of different weights or numerics (KV-5).
         costs: constants for the meters.
+        fairness: counters and weights of the tenants.
     """
 
     def __init__(
@@ -52,6 +59,8 @@ class Scheduler:
         model_key: str = "",
         policy: Policy | None = None,
         costs: Costs | None = None,
+        fairness: Fairness | None = None,
+        max_wait_s: float | None = None,
     ) -> None:
         for name, value in (("token_budget", token_budget), ("max_jobs", max_jobs), ("chunk", chunk)):
             if value is not None and value < 1:
@@ -62,18 +71,23 @@ class Scheduler:
         self.token_budget = token_budget
         self.chunk = token_budget if chunk is None else chunk
         self.max_jobs = max_jobs
-        self.max_queue = max_queue
         self.model_key = model_key
         self.policy = policy or Policy()
         self.costs = costs or Costs()
         self.counters = Counters()
         self.tree = Tree(Pool(num_blocks), block_size)
         self.admission = Admission(self.tree, self.policy, vocab=vocab, context=context)
-        self.queue = Queue()
+        self.fairness = fairness or Fairness()
+        self.queue = Queue(fairness=self.fairness)
+        self.rate = ServiceRate()
+        limits = {"budget": token_budget, "slots": max_jobs, "max_queue": max_queue}
+        self.gate = Gate(self.queue, self.rate, max_wait_s=max_wait_s, **limits)
+        self.preemption = Preemption(self)
         self.deadlines = Deadlines()
         self.running: dict[Job, None] = {}
         self.jobs: dict[str, Job] = {}
         self._sequence = 0
+        self.urgent = 0  # live jobs of the latency-critical class
         self._inflight: Plan | None = None
         self._out: list[StepOut] = []
 
@@ -93,25 +107,18 @@ class Scheduler:
         params: SamplingParams,
         now: float,
         *,
-        lane: int = 0,
-        tenant: str = "local",
-        salt: str | None = None,
-        priority: int = 0,
-        max_queue_s: float | None = None,
-        max_total_s: float | None = None,
         checked: bool = False,
+        **terms: Unpack[Terms],
     ) -> Job:
-        """Put one choice in the queue. Prefixes are shared among all jobs of the same ``salt``.
+        """Put one choice in the queue, on the given terms.
 
-        Raises what ``Admission.refuse`` raises unless ``checked`` already, Overloaded when the queue is full.
+        Raises what ``Admission.refuse`` and ``Gate.admit`` raise unless ``checked`` already.
         """
         if job_id in self.jobs:
             raise InvalidRequest(f"job id {job_id!r} is in use", param="job_id")
         if not checked:
             self.admission.refuse(prompt, params)
-        if len(self.queue) >= self.max_queue:
-            raise Overloaded(f"{len(self.queue)} requests are waiting already", retry_after_s=1.0)
-        namespace: Namespace = (("model", self.model_key),) + ((("salt", salt),) if salt else ())
+            self.gate.admit(terms.get("tenant", "local"), terms.get("max_queue_s"), running=len(self.running))
         job = Job(
             job_id,
             prompt,
@@ -120,16 +127,12 @@ class Scheduler:
             context=self.admission.room,
             sequence=self._sequence,
             now=now,
-            namespace=namespace,
-            seed=params.seed or 0,
-            lane=lane,
-            tenant=tenant,
-            priority=priority,
-            max_queue_s=max_queue_s,
-            max_total_s=max_total_s,
+            namespace=(("model", self.model_key),),
+            **terms,
         )
         self._sequence += 1
         self.jobs[job_id] = job
+        self.urgent += job.tier == URGENT
         self.queue.add(job)
         self.deadlines.add(job, now)
         return job
@@ -163,29 +166,32 @@ class Scheduler:
     def plan(self, now: float) -> Plan:
         """The next step; empty when nothing can run. Expires deadlines first (CAN-5).
 
-        Decodes, then prompt chunks of running jobs, then admissions, within the budget (SCH-1, SCH-2).
-        O(running + what is admitted). Raises RuntimeError while a plan is in flight, and
-        should no job be able to go on (SCH-3), which would be a defect.
+        Decodes first (SCH-2); the rest of the budget (SCH-1) goes to prompts, of running and of new jobs, by
+        tier and by tenant (SCH-7). O(running + what is admitted). Raises RuntimeError while a plan is in
+        flight, and should no job be able to go on (SCH-3), which would be a defect.
         """
         if self._inflight is not None:
             raise RuntimeError("the last plan was neither committed nor failed")
         for late, error in self.deadlines.due(now):
+            if error.retryable:
+                error.retry_after_s = self.gate.wait_s(late.tenant, running=len(self.running))
             self._end(late, now, error, State.EXPIRED)
-        plan = Plan(self.counters.steps)
+        plan = Plan(self.counters.steps, now)
         before = self.counters.preemptions
         chunks = self._decodes(plan, now)
+        plan.decodes = len(plan.rows)
+        if len(chunks) > 1:
+            chunks.sort(key=lambda job: (self.queue.tier(job, now), self.fairness[job.tenant]))
         for job in chunks:
+            self._admit(plan, now, before, job)
             room = self.token_budget - plan.tokens
-            if room <= 0:
-                break
-            if job.state is State.RUNNING:
+            if room > 0 and job.state is State.RUNNING:
                 plan.add(job, min(len(job.tokens) - job.computed, room, self.chunk))
         if before == self.counters.preemptions:
             self.policy.step()
-            if self.queue and plan.tokens < self.token_budget and len(self.running) < self.max_jobs:
-                self._admit(plan, now)
+        self._admit(plan, now, before)
         if not plan.rows and self.running:
-            self._force(plan, now)
+            self.preemption.force(plan, now)
         if plan.rows:
             self._inflight = plan
         elif self.jobs:
@@ -196,13 +202,16 @@ class Scheduler:
         """Plan every running job with one unknown token; return the others, in order."""
         chunks, late = list[Job](), list[Job]()
         size, budget = self.block_size, self.token_budget
+        if self.urgent:
+            # Only where decodes alone would fill more than half of the step do they take turns.
+            budget -= min(self.queue.urgent + urgent_tokens(self.running), budget // 2)
         rows = plan.rows
         for job in list(self.running):
             if len(job.tokens) - job.computed != 1:
                 chunks.append(job)
             elif plan.tokens >= budget:
                 late.append(job)
-            elif job.computed < len(job.table.blocks) * size or self._grow(job, plan, now):
+            elif job.computed < len(job.table.blocks) * size or self.preemption.grow(job, plan, now):
                 rows[job] = 1
                 plan.tokens += 1
         if late:
@@ -210,62 +219,40 @@ class Scheduler:
             self.running = dict.fromkeys(job for job in [*late, *self.running] if job.state is State.RUNNING)
         return chunks
 
-    def _grow(self, job: Job, plan: Plan, now: float) -> bool:
-        """One more block for a running job, at the cost of others if need be (SCH-5)."""
-        while job.state is State.RUNNING:
-            if self.tree.extend(job.table, 1):
-                return True
-            victim = self.policy.victim(self.running, self.block_size, forced=False)
-            if victim is None:
-                return False
-            self._preempt(victim, plan, now)
-        return False
+    def _admit(self, plan: Plan, now: float, before: int, rival: Job | None = None) -> None:
+        """Start waiting jobs while there is room; with a ``rival``, only those whose turn is before its.
 
-    def _force(self, plan: Plan, now: float) -> None:
-        """Everyone is stalled and spared: preempt all the same until the best job can run (SCH-3).
-
-        Ends: a job alone fits, since admission kept out what never could and idle blocks are evictable.
+        After a preemption (the count is not what it was ``before``) nobody is admitted in the same step,
+        except latency-critical jobs.
         """
-        while len(self.running) > 1:
-            victim = self.policy.victim(self.running, self.block_size, forced=True)
-            if victim is None:
-                break
-            self._preempt(victim, plan, now)
-            for job in self.running:
-                if job.computed < len(job.table.blocks) * self.block_size or self.tree.extend(job.table, 1):
-                    plan.add(job, 1)
-                    return
-
-    def _preempt(self, job: Job, plan: Plan, now: float) -> None:
-        """Back to the queue. Its full blocks stay cached and go tail first, when memory is really needed."""
-        plan.drop(job)
-        self.costs.hold(job, self.block_size, now)
-        self.tree.release(job.table, job.tokens, job.computed)
-        del self.running[job]
-        job.computed = 0
-        job.resumed_at = len(job.tokens)
-        job.state = State.PREEMPTED
-        job.skipped = 0
-        job.meter.preemptions += 1
-        self.counters.preemptions += 1
-        self.policy.preempted()
-        self.queue.add(job)
-
-    def _admit(self, plan: Plan, now: float) -> None:
+        if not self.queue or plan.tokens >= self.token_budget:
+            return
+        level = None if rival is None else (self.queue.tier(rival, now), self.fairness[rival.tenant])
         missed = 0
-        for job in list(islice(self.queue.ordered(now), 128)):
-            if plan.tokens >= self.token_budget or len(self.running) >= self.max_jobs:
+        for job in islice(self.admission.candidates(self.queue, now), 128):
+            urgent = job.tier == URGENT
+            if plan.tokens >= self.token_budget:
                 return
-            if self.admission.still_held(job):
+            if level is not None and (self.queue.tier(job, now), self.fairness[job.tenant]) >= level:
+                return
+            if not urgent and (len(self.running) >= self.max_jobs or before != self.counters.preemptions):
+                return
+            if not urgent and self.admission.still_held(job):
                 continue
             path = self.tree.match(job.table.namespace, job.tokens)
-            if self.admission.hold_back(job, len(path), self.running):
+            if not urgent and self.admission.hold_back(job, len(path), self.running):
                 continue
-            if not self.admission.fits(job, path, self.running):
-                # Smaller ones may pass for a while, then the line stops here (SCH-4).
+            free = len(self.running) < self.max_jobs
+            if urgent and not (free and self.admission.fits(job, path, ())):
+                free = self.preemption.clear(job, plan, now)
+                path = self.tree.match(job.table.namespace, job.tokens)
+            if not (free and self.admission.fits(job, path, () if urgent else self.running)):
+                # Smaller ones may pass for a while, then the line stops here (SCH-4). What a preempted job
+                # has left in the cache is not for new ones to take (SCH-5).
                 job.skipped += 1
                 missed += 1
-                if job.skipped > self.policy.patience or missed >= self.policy.look:
+                stuck = job.state is State.PREEMPTED or job.skipped > self.policy.patience
+                if stuck or missed >= self.policy.look:
                     return
                 continue
             self._start(job, path, now)
@@ -284,6 +271,7 @@ class Scheduler:
             counters.prompt_tokens += job.prompt_len
             counters.cache_query_tokens += job.prompt_len
             counters.cache_hit_tokens += job.computed
+            self.fairness.prompt(job.tenant, job.prompt_len - job.computed)
         job.state = State.RUNNING
         job.accounted_at = now
         job.held_by = None
@@ -295,8 +283,7 @@ class Scheduler:
         ``drawn`` has one row for each job whose known tokens the step completed, in plan order.
         """
         self._land(plan)
-        size = self.block_size
-        costs, counters, ids = self.costs, self.counters, drawn.ids
+        size, costs, counters, ids = self.block_size, self.costs, self.counters, drawn.ids
         share = costs.weight_bytes / len(plan.rows)
         row = -1
         for job, count in plan.rows.items():
@@ -314,6 +301,7 @@ class Scheduler:
         counters.steps += 1
         counters.rows += row + 1
         counters.computed_tokens += plan.tokens
+        self.rate.observe(plan.tokens - plan.decodes, plan.decodes, now - plan.now)
 
     def _accept(self, job: Job, token: int, row: int, drawn: Drawn, now: float) -> None:
         """One drawn token becomes known and goes out."""
@@ -321,6 +309,7 @@ class Scheduler:
         meter = job.meter
         cached = meter.cached_tokens if meter.drew(now) else None
         self.counters.generation_tokens += 1
+        self.fairness.output(job.tenant, 1)
         logprobs = None
         if job.params.logprobs is not None:
             logprobs = [TokenLogprob(token, drawn.logprobs[row], drawn.ranks[row], drawn.tops[row])]
@@ -353,7 +342,7 @@ class Scheduler:
             job.table = Table(job.table.namespace)
             self._end(job, now, error, State.FAILED, keep=0)
         self.tree = self.admission.tree = Tree(Pool(self.num_blocks), self.block_size)
-        self.queue = Queue(self.queue.age_s)
+        self.queue = self.gate.queue = Queue(self.queue.age_s, self.fairness)
 
     def check(self) -> list[str]:
         """Violations of the KV invariants and of the job book-keeping, in words. O(N + tables)."""
@@ -397,4 +386,8 @@ class Scheduler:
         job.held_by = None
         job.meter.finished = now
         self.counters.finished += 1
+        self.rate.ended(job.meter.completion_tokens)
+        self.urgent -= job.tier == URGENT
         del self.jobs[job.id]
+        if not self.jobs:
+            self.fairness.rest()

@@ -68,7 +68,7 @@ def test_penalties_count_prompt_and_output_and_survive_preemption():
         0.0,
     )
     bench.step()
-    bench.scheduler._preempt(job, bench.scheduler.plan(1.0), 1.0)
+    bench.scheduler.preemption.preempt(job, bench.scheduler.plan(1.0), 1.0)
     bench.scheduler._inflight = None
     bench.run()
     for place, draws in enumerate(backend.seen):
