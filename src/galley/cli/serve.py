@@ -21,11 +21,24 @@ SERVER_FLAGS: dict[str, tuple[str, str, str]] = {
     "server.max_body": ("--max-body", "SIZE", "Largest request body, such as 8MiB."),
 }
 
+LOAD_FLAGS: dict[str, tuple[str, str, str]] = {
+    "engine.max_queue": ("--max-queue", "N", "Most choices waiting."),
+    "engine.max_wait_s": (
+        "--max-wait-s",
+        "SECONDS",
+        "Refuse at once what is expected to wait longer; 0: never. Default: 60.",
+    ),
+    "engine.tenant_weights": (
+        "--tenant-weights",
+        "PAIRS",
+        "Shares of the machine, such as alice=2,bob=0.5; others have 1.",
+    ),
+    "engine.journal": ("--journal", "FILE", "Write the scheduler's journal; it holds token ids."),
+}
+
 
 @click.command()
-@settings_options(
-    {**SERVER_FLAGS, **ENGINE_FLAGS, "engine.max_queue": ("--max-queue", "N", "Most choices waiting.")}
-)
+@settings_options({**SERVER_FLAGS, **ENGINE_FLAGS, **LOAD_FLAGS})
 @capture_option
 @click.pass_obj
 def serve(session: Session) -> None:

@@ -84,6 +84,10 @@ CHAT_CASES = [
     ({"metadata": {"k": "x" * 513}}, "metadata.k", "string_above_max_length"),
     ({"stop_token_ids": ["a"]}, "stop_token_ids[0]", "invalid_type"),
     ({"service_tier": "gold"}, "service_tier", "invalid_value"),
+    ({"max_queue_s": 0}, "max_queue_s", "decimal_below_min_value"),
+    ({"max_queue_s": "5"}, "max_queue_s", "invalid_type"),
+    ({"max_total_s": -1.5}, "max_total_s", "decimal_below_min_value"),
+    ({"max_total_s": 1e9}, "max_total_s", "decimal_above_max_value"),
 ]
 
 

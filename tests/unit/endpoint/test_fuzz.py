@@ -16,7 +16,7 @@ NAMES = [
     "model", "messages", "prompt", "stream", "stream_options", "n", "stop", "logit_bias", "logprobs",
     "top_logprobs", "temperature", "top_p", "top_k", "seed", "max_tokens", "max_completion_tokens",
     "metadata", "user", "store", "service_tier", "response_format", "modalities", "tool_choice", "echo",
-    "chat_template_kwargs", "stop_token_ids", "priority", "cache_salt",
+    "chat_template_kwargs", "stop_token_ids", "priority", "cache_salt", "max_queue_s", "max_total_s",
     "add_generation_prompt", *CHANGES_ANSWER,
 ]  # fmt: skip
 LEAVES = st.one_of(
