@@ -1,6 +1,7 @@
 """The local provider over a scripted engine: text, stops, bills and cancels of each choice."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,36 @@ async def test_choices_of_prompts_get_their_lane_and_index(model):
     assert engine.asked[0]["prompt"] == engine.asked[1]["prompt"] != engine.asked[2]["prompt"]
     assert len({a["params"].seed for a in engine.asked}) == 1 and engine.asked[0]["params"].seed is not None
     assert sorted(meter.jobs) == [0, 1, 2, 3] and {d.index for d in deltas} == {0, 1, 2, 3}
+
+
+async def test_can5_sch7_terms_of_a_request_reach_the_engine(model):
+    engine = ScriptedEngine([model.tokenizer.encode("abc", add_bos=False)], -1)
+    asked = request(
+        params=SamplingParams(max_tokens=1), tenant="t", service_tier="priority",
+        max_queue_s=2.0, max_total_s=9.0,
+    )  # fmt: skip
+    await run(LocalProvider(model, engine), asked)
+    [seen] = engine.asked
+    assert (seen["tenant"], seen["urgent"]) == ("t", True)
+    assert (seen["max_queue_s"], seen["max_total_s"]) == (2.0, 9.0)
+    await run(LocalProvider(model, engine), request(params=SamplingParams(max_tokens=1), service_tier="flex"))
+    assert not engine.asked[-1]["urgent"]
+
+
+def test_smp5_the_fingerprint_changes_with_whatever_may_change_the_ids(model, tmp_path):
+    def fingerprint(of=model, **backend):
+        engine = ScriptedEngine([], -1)
+        engine.backend = SimpleNamespace(**({"name": "n", "isa": "i", "fingerprint": "f"} | backend))
+        return LocalProvider(of, engine).fingerprint
+
+    plain = fingerprint()
+    assert plain == fingerprint()
+    seen = {plain, fingerprint(fingerprint="f2"), fingerprint(isa="j"), fingerprint(name="m")}
+    for number, change in enumerate(({"seed": 4}, {"vocab": 299}, {"template": "{{ messages }}"})):
+        path = tiny_gguf(tmp_path / f"m{number}.gguf", "llama", **({"seed": 3} | change))
+        with contextlib.closing(Model.open(path, "tiny")) as other:
+            seen.add(fingerprint(other))
+    assert len(seen) == 7
 
 
 async def test_can1_leaving_early_still_brings_the_meters(model):

@@ -278,6 +278,55 @@ def test_sch8_the_holder_vanishing_frees_the_waiting():
     assert bench.ids("b") == alone(range(100))
 
 
+def cached_then_queued(**limits):
+    """One job runs in the only slot; a cold one and then one with a cached prompt wait."""
+    bench = Bench(max_jobs=1, **limits)
+    bench.add("warm", range(64), max_tokens=1)
+    bench.run()
+    bench.add("run", [1, 2, 3], max_tokens=3)
+    bench.step()
+    bench.add("cold", range(300, 340), max_tokens=1, options={"tenant": "x"})
+    bench.add("hit", range(64), max_tokens=1, options={"tenant": "y"})
+    return bench
+
+
+def order_of_arrival(bench):
+    bench.run()
+    return sorted(("cold", "hit"), key=lambda job: bench.last(job).meter.first_scheduled)
+
+
+def test_sch8_the_longest_cached_prefix_goes_first_among_neighbours():
+    assert order_of_arrival(cached_then_queued()) == ["hit", "cold"]
+
+
+def test_sch8_not_beyond_the_fairness_window():
+    bench = cached_then_queued(policy=Policy(slack=100.0))
+    bench.scheduler.fairness.output("y", 51)  # 102 in the counter's terms
+    assert order_of_arrival(bench) == ["cold", "hit"]
+
+
+def test_sch8_not_when_the_queue_is_long():
+    assert order_of_arrival(cached_then_queued(policy=Policy(order_queue=1))) == ["cold", "hit"]
+
+
+def test_sch8_not_across_tiers():
+    bench = cached_then_queued()
+    bench.add("above", range(500, 540), max_tokens=1, options={"priority": -1})
+    bench.run()
+    first = [bench.last(job).meter.first_scheduled for job in ("above", "hit", "cold")]
+    assert first == sorted(first)
+
+
+def test_sch8_a_job_is_not_overtaken_for_ever():
+    bench = cached_then_queued(policy=Policy(patience=3))
+    for i in range(20):
+        bench.add(f"hit{i}", range(64), max_tokens=1, options={"tenant": "x"})
+    bench.run()
+    before = [job for job in bench.outs if job.startswith("hit")]
+    started = bench.last("cold").meter.first_scheduled
+    assert sum(bench.last(job).meter.first_scheduled < started for job in before) <= 4
+
+
 def test_kv6_duplicates_of_one_block_do_not_disturb():
     bench = Bench()
     bench.add("a", list(range(20)) + [1] * 30, max_tokens=40)

@@ -39,6 +39,20 @@ def test_txt2_prompt_ending_inside_a_character_does_not_leak() -> None:
     assert "🙂" not in out
 
 
+def test_txt3_broken_bytes_are_recovered_from_and_nothing_is_shown_twice() -> None:
+    """Text is made from bytes, so no token changes what earlier ones said: there is nothing to reset."""
+    junk = [b"\xf0\x9f", b"\xff\xfe", b"\x80\x80\x80", "é".encode()[:1], b"\xed\xa0\x80"]
+    raw = b"".join(bad + "né 🙂.".encode() for bad in junk)
+    text = stream()
+    shown = ""
+    for byte in raw:
+        piece = text.push([byte]).text
+        shown += piece
+    shown += text.flush("length")
+    assert shown == raw.decode("utf-8", "replace")
+    assert shown.count("né 🙂.") == len(junk)
+
+
 @pytest.mark.parametrize(("include", "shown"), [(False, "hi "), (True, "hi END")])
 def test_txt4_stop_across_tokens(include: bool, shown: str) -> None:
     text = stream(stops=["END"], include_stop=include)
