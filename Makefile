@@ -10,10 +10,17 @@ MODEL := smollm2-135m
 NATIVE := $(wildcard CMakeLists.txt native/*)
 PURE := $(filter 1 true TRUE yes on,$(GALLEY_PURE))
 
-.PHONY: help demo test lint bench install model clean
+# How much longer than in `make test` the state machines run, and for how long each target is fuzzed.
+SOAK ?= 50
+FUZZ_SECONDS ?= 1800
+
+.PHONY: help demo test lint bench soak fuzz mutants install model clean
 help:
 	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
 	@echo "make test   install, pull $(MODEL), run all tests"
+	@echo "make soak   the state machines of pool, tree and scheduler, SOAK=$(SOAK) times as long"
+	@echo "make fuzz   damaged bodies and model files, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
+	@echo "make mutants  break each rule in a copy: the test that names it must fail"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks against their peers (slow; measures, so leave the machine alone)"
 	@echo "make clean  remove the environment and build results (models stay)"
@@ -31,6 +38,16 @@ lint: $(VENV)/.installed
 
 bench: model
 	$(BIN)/python -m benchmarks.speed
+
+soak: $(VENV)/.installed
+	SOAK=$(SOAK) $(BIN)/python -m pytest tests/property -k Machine $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzz http --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.fuzz gguf --seconds $(FUZZ_SECONDS)
+
+mutants: $(VENV)/.installed
+	$(BIN)/python -m tests.mutants
 
 install: $(VENV)/.installed
 

@@ -306,6 +306,7 @@ class LLM:
             seeds=[run.request.params.seed or 0],
             started=started,
             output=run.meter.output(),
+            output_ids=run.meter.output_ids(),
         )
         self._receipts.record(receipt)
         return receipt

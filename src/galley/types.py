@@ -230,6 +230,10 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Only when capture is on."""
     output: list[str] | None = None
     """Only when capture is on."""
+    output_ids: list[list[int]] | None = None
+    """Token ids of each choice, for ``galley replay``. Only when capture is on."""
+    asked: dict[str, Any] = {}
+    """What else of the request shaped the prompt (tools, template options). Only when capture is on."""
     price_lines: list[dict[str, Any]] = []
     audit_leaf: str | None = None
     version: str = ""

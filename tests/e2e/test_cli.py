@@ -5,6 +5,7 @@ import json
 import os
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -98,6 +99,44 @@ def test_capture_stores_the_prompt_only_when_asked(shell: Shell) -> None:
     assert "my secret" not in shell("log", "--json")[0]
     shell(*words, "--capture")
     assert "my secret" in shell("log", "--json", "--limit", "1")[0]
+
+
+def test_smp5_replay_of_a_captured_request_gives_the_same_ids(shell: Shell) -> None:
+    words = ["tiny", "hello", "--max-tokens", "12", "--ignore-eos", "--temperature", "0.9"]
+    receipt = shell.json("run", *words, "--capture", *SMALL)["receipt"]
+    found = shell.json("replay", receipt, *SMALL)
+    assert found["same"] and found["changed"] == []
+    assert [len(choice["now"]) for choice in found["choices"]] == [12]
+    text, _ = shell("replay", receipt, *SMALL)
+    assert text.splitlines() == [f"choice {k}: the same 12 tokens" for k in (0,)]
+    # Capture off: there is nothing to compare.
+    plain = shell.json("run", *words, *SMALL)["receipt"]
+    _, err = shell("replay", plain, *SMALL, code=2)
+    assert "--capture" in err
+
+
+def test_smp5_replay_tells_when_the_ids_differ(shell: Shell, home: Path) -> None:
+    words = ["tiny", "hello", "--max-tokens", "12", "--ignore-eos", "--temperature", "0.9"]
+    receipt = shell.json("run", *words, "--capture", *SMALL)["receipt"]
+    store = sqlite3.connect(home / "receipts.db")
+    [body] = store.execute("SELECT body FROM receipts WHERE id = ?", (receipt,)).fetchone()
+    changed = json.loads(body)
+    changed["output_ids"][0][7] += 1
+    changed["digests"]["weights"] = "other"
+    with store:
+        store.execute("UPDATE receipts SET body = ? WHERE id = ?", (json.dumps(changed), receipt))
+    store.close()
+    text, _ = shell("replay", receipt, *SMALL, code=1)
+    assert "differs from token 7 on" in text and "changed since: weights" in text
+
+
+def test_sch9_replay_of_a_journal(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GALLEY_JOURNAL", str(tmp_path / "plans.jsonl"))
+    shell("run", "tiny", "hello", "--max-tokens", "8", "--ignore-eos", *SMALL)
+    monkeypatch.delenv("GALLEY_JOURNAL")
+    text, _ = shell("replay", "--plans", str(tmp_path / "plans.jsonl"))
+    assert text.strip() == "8 plans: the same"
+    shell("replay", code=2)
 
 
 def test_bad_parameters_and_context_have_their_codes(shell: Shell) -> None:

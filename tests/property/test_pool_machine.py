@@ -1,10 +1,10 @@
 """Any order of the pool's verbs keeps KV-1, against a model made of two lists."""
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from galley.kv.pool import Pool
+from tests.property.machines import machine_settings
 
 SIZE = 6
 
@@ -79,4 +79,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
+TestPoolMachine.settings = machine_settings(40)

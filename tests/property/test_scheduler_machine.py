@@ -3,13 +3,13 @@
 The pool is tiny, so that eviction, duplicates and preemption happen all the time.
 """
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from galley.errors import EngineFault, GalleyError
 from galley.runtime.policy import Policy
 from tests.fake import Bench, FakeBackend, alone
+from tests.property.machines import machine_settings
 
 B = 4
 PROMPTS = [list(range(1, 12)), [*range(1, 9), 50, 51, 52, 53, 54], [7], [1, 2, 3, 4, 9, 9, 9, 9, 9], [5] * 17]
@@ -122,6 +122,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(
-    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestSchedulerMachine.settings = machine_settings(60)

@@ -4,13 +4,13 @@ What a block holds is tracked beside the tree, as a backend would have written i
 before them. A hit must hold exactly the prefix asked for.
 """
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from galley.kv.pool import Pool
 from galley.kv.table import Table
 from galley.kv.tree import Tree
+from tests.property.machines import machine_settings
 
 B, BLOCKS = 2, 10
 SPACES = [(("model", "m"),), (("model", "m"), ("salt", "s"))]
@@ -100,4 +100,4 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 TestTreeMachine = TreeMachine.TestCase
-TestTreeMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestTreeMachine.settings = machine_settings(60)

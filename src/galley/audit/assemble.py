@@ -28,6 +28,8 @@ from galley.types import (
 
 __all__ = ["Metered", "assemble", "error_fields", "receipt_id"]
 
+SHAPING = ("tools", "template_kwargs", "add_generation_prompt")
+"""Fields of a Request, beside messages and parameters, that the rendered prompt depends on."""
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -111,6 +113,7 @@ def assemble(
     started: float | None = None,
     ended: float | None = None,
     output: list[str] | None = None,
+    output_ids: list[list[int]] | None = None,
 ) -> Receipt:
     """Add up one request. O(choices).
 
@@ -123,7 +126,7 @@ def assemble(
         seeds: the noise key of each prompt, in order, or one for all.
         started, ended: monotonic arrival and end as seen by the caller. Without them the meters' earliest
             arrival and latest finish count; a request refused before the engine has only these.
-        output: the text of each choice; kept only if ``request.capture``.
+        output, output_ids: text and token ids of each choice; kept only if ``request.capture``.
 
     Usage counts a prompt once however many choices share it (``n`` > 1), as OpenAI does; completion tokens
     add up over choices. ``cached_tokens`` of a prompt is the smallest among its scheduled choices: the later
@@ -175,6 +178,8 @@ def assemble(
         if request.capture
         else None,
         output=output if request.capture else None,
+        output_ids=output_ids if request.capture else None,
+        asked={name: getattr(request, name) for name in SHAPING} if request.capture else {},
         version=__version__,
     )
 

@@ -203,6 +203,10 @@ LOAD_METRICS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     ("vllm:prefix_cache_hits_total", "counter", lambda load: load.prefix_hits),
     ("vllm:num_preemptions_total", "counter", lambda load: load.preemptions),
     ("galley:steps_total", "counter", lambda load: load.steps),
+    ("galley:computed_tokens_total", "counter", lambda load: load.computed),
+    ("galley:recomputed_tokens_total", "counter", lambda load: load.recomputed),
+    ("galley:step_faults_total", "counter", lambda load: load.faults),
+    ("galley:invariant_violations_total", "counter", lambda load: load.violations),
     ("galley:kv_blocks_free", "gauge", lambda load: load.blocks_free),
     ("galley:kv_blocks", "gauge", lambda load: load.blocks_total),
 )

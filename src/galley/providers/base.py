@@ -44,6 +44,14 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens found there."""
     preemptions: int = 0
     steps: int = 0
+    computed: int = 0
+    """Positions run through the model."""
+    recomputed: int = 0
+    """Those of them that a preemption made necessary again."""
+    faults: int = 0
+    """Steps that failed."""
+    violations: int = 0
+    """Broken invariants found at idle or after a failed step; the cache was dropped each time."""
 
 
 class Meter:
@@ -53,7 +61,7 @@ class Meter:
         jobs: the engine's meter of each choice that reached it.
         kept: completion tokens delivered, by choice (TXT-4: none after a stop string).
         finish: finish reason of each choice that ended well.
-        text: pieces of text by choice, only when ``capture``.
+        text, ids: pieces of text and token ids by choice, only when ``capture``.
     """
 
     def __init__(self, *, capture: bool = False) -> None:
@@ -62,14 +70,16 @@ class Meter:
         self.kept: dict[int, int] = {}
         self.finish: dict[int, FinishReason] = {}
         self.text: dict[int, list[str]] = {}
+        self.ids: dict[int, list[int]] = {}
 
     def note(self, delta: Delta) -> None:
         """Count one delta as produced."""
         self.kept[delta.index] = self.kept.get(delta.index, 0) + len(delta.token_ids)
         if delta.finish is not None:
             self.finish[delta.index] = delta.finish
-        if self.capture and delta.text:
+        if self.capture:
             self.text.setdefault(delta.index, []).append(delta.text)
+            self.ids.setdefault(delta.index, []).extend(delta.token_ids)
 
     def choices(self) -> list[Choice]:
         """How every choice known so far ended, in order."""
@@ -81,6 +91,10 @@ class Meter:
     def output(self) -> list[str]:
         """The text of each choice, in order."""
         return ["".join(self.text.get(choice.index, ())) for choice in self.choices()]
+
+    def output_ids(self) -> list[list[int]]:
+        """The token ids of each choice, in order."""
+        return [self.ids.get(choice.index, []) for choice in self.choices()]
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):

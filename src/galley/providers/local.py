@@ -126,6 +126,10 @@ class LocalProvider:
             prefix_hits=stats.cache_hit_tokens,
             preemptions=stats.preemptions,
             steps=stats.steps,
+            computed=stats.computed_tokens,
+            recomputed=stats.recomputed_tokens,
+            faults=stats.faults,
+            violations=stats.violations,
         )
 
     def token(self, id: int) -> tuple[str, bytes]:

@@ -203,6 +203,7 @@ class Answer:
                 started=self._started,
                 ended=time.monotonic(),
                 output=self._meter.output(),
+                output_ids=self._meter.output_ids(),
             )
             self._router.record(self.receipt)
         except Exception:

@@ -280,7 +280,10 @@ class Engine:
         """Inbox, one step, outbox. Nothing that goes wrong in it ends the thread."""
         try:
             self._arrivals()
+            faults = self.loop.faults
             self._dispatch(self.loop.step())
+            if self.loop.faults > faults:
+                self._check()  # what the failed step has left behind
         except Exception as error:
             log.exception("engine step failed; all jobs end and the pool is rebuilt")
             self.loop.faults += 1
@@ -338,10 +341,12 @@ class Engine:
                     self.cancel(stream.job_id)
 
     def _check(self) -> None:
-        """Invariants at idle (KV-1): a violation is a metric, a log line and a fresh pool, never a crash."""
+        """Invariants at idle and after a failed step (KV-1, CAN-3): a violation is a metric, a log line and
+        a fresh pool, never a crash."""
         self._checked_at = self._clock()
         faults = self.scheduler.check()
         if faults:
             log.error("KV invariants violated, the cache is dropped: %s", "; ".join(faults[:5]))
             self.scheduler.reset(EngineFault("the cache was inconsistent"), self._clock())
             self.violations += len(faults)
+            self._dispatch(self.scheduler.take())

@@ -6,6 +6,8 @@ DECAY = 0.98
 """Weight of the past at each step: about the last fifty steps count."""
 FIRST_OUTPUT = 128.0
 """Tokens an answer is taken to have before any has ended."""
+OUTLIER = 4.0
+"""Times the expected duration at which a step's own is cut off."""
 ENOUGH = 8
 """Steps seen before anything is said."""
 
@@ -25,9 +27,16 @@ class ServiceRate:
         self._atb = [0.0] * 3
 
     def observe(self, prompt: int, rows: int, seconds: float) -> None:
-        """One step took so long. Clocks that stand still or jump backwards tell nothing."""
+        """One step took so long.
+
+        Clocks that stand still or jump backwards tell nothing. A step that took far longer than it should
+        have (the process was stopped, the machine slept) counts only as ``OUTLIER`` times that.
+        """
         if seconds <= 0.0:
             return
+        if self.steps >= ENOUGH:
+            start, each, row = self._fit()
+            seconds = min(seconds, OUTLIER * (start + prompt * each + rows * row) or seconds)
         self.steps += 1
         x, y = float(prompt), float(rows)
         new = (1.0, x, y, x * x, x * y, y * y)

@@ -42,6 +42,13 @@ def test_rate_of_steps_that_are_all_alike_still_adds_up():
     assert start + 100 * each + 10 * row == pytest.approx(0.2, rel=0.01)
 
 
+def test_rate_is_not_upset_by_a_step_that_was_stopped():
+    rate = measured()
+    before = rate.seconds(1000, 1000, budget=512, slots=8)
+    rate.observe(10, 10, 3600.0)
+    assert rate.seconds(1000, 1000, budget=512, slots=8) < 1.5 * before
+
+
 def test_rate_says_nothing_before_it_knows_and_ignores_a_standing_clock():
     rate = ServiceRate()
     for _ in range(50):

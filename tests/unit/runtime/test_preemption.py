@@ -89,6 +89,21 @@ def test_sch6_a_preempted_job_holds_no_memory_and_recomputes_what_was_taken():
     assert meter.computed_tokens - meter.recomputed_tokens == victim.prompt_len + 30 - 1 - meter.cached_tokens
 
 
+def test_sch3_when_everyone_is_stalled_and_spared_somebody_gives_way_all_the_same():
+    """Two jobs just resumed, both at a block's end, no block left: one must go on."""
+    bench = Bench(FakeBackend(num_blocks=4), policy=Eager())
+    for i in range(2):
+        bench.add(f"j{i}", range(100 * i, 100 * i + 32), max_tokens=20)
+    bench.step()
+    for job in bench.scheduler.running:
+        job.resumed_at = len(job.tokens)
+    steps = len(bench.plans)
+    bench.run()
+    assert all(bench.plans[steps:]), "no empty step"
+    for i in range(2):
+        assert bench.ids(f"j{i}") == alone(range(100 * i, 100 * i + 32), max_tokens=20)
+
+
 @pytest.mark.parametrize("prompt, output", [(400, 200), (100, 500)])
 def test_sch5_recompute_tax_at_one_and_a_half_times_the_memory(prompt, output):
     """Thirty-two jobs at a time that need 1.5 times the pool: at most a tenth of the work is done again."""

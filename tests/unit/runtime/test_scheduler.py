@@ -57,10 +57,22 @@ def test_sch1_chunks_keep_within_budget_and_chunk():
     bench = Bench(token_budget=16, chunk=7)
     bench.add("a", range(40))
     bench.add("b", range(500, 540))
+    bench.add("c", range(700, 740))
     bench.run()
-    assert bench.plans[0] == [("a", 7), ("b", 7)]
+    assert bench.plans[0] == [("a", 7), ("b", 7), ("c", 2)]
     assert bench.ids("a") == alone(range(40))
     assert bench.ids("b") == alone(range(500, 540))
+
+
+def test_sch1_a_prompt_for_which_no_budget_is_left_is_not_in_the_step():
+    bench = Bench(token_budget=4, chunk=2)
+    bench.add("a", range(40))
+    bench.add("b", range(500, 540))
+    bench.step()
+    bench.add("urgent", range(700, 740), options={"urgent": True})
+    bench.step()
+    assert bench.plans[-1] == [("urgent", 2), ("a", 2)]
+    bench.run()
 
 
 def test_sch1_max_jobs_bounds_the_batch():
