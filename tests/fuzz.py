@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Damaged input for as long as one likes: no crash, no hang, and never a 5xx for bad input.
 
     python -m tests.fuzz http --seconds 1800    bodies and heads, at a whole server on a socket

@@ -41,7 +41,7 @@ def captured(receipt: Receipt) -> Request:
         )
     if receipt.status != "ok":
         raise InvalidRequest(
-            f"The request of receipt {receipt.id} ended as {receipt.status!r}; only whole answers are compared.",
+            f"The request of {receipt.id} ended as {receipt.status!r}; only whole answers are compared.",
             code="not_replayable",
         )
     given: dict[str, Any] = dict(receipt.params)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def replay(session: Session, id: str | None, plans: Path | None, as_json: bool) -> int:
     """Run a captured request again and compare the token ids.
 
-    Exit code 0 when they are the same, 1 when they differ. The receipt must hold prompt and output (--capture).
+    Exit code 0 when they are the same, 1 when they differ. The receipt must hold prompt and output
+    (--capture).
     """
     if (id is None) == (plans is None):
         raise click.UsageError("Give a RECEIPT, or --plans FILE.")
