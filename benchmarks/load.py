@@ -393,7 +393,7 @@ def main() -> None:
     parser.add_argument("--kv-memory", default="128MiB", help="the server's --kv-memory")
     parser.add_argument("--ttft", type=float, default=2.5, help="objective for the first token, seconds")
     parser.add_argument("--itl", type=float, default=0.25, help="objective between tokens, seconds")
-    parser.add_argument("--prompt", type=int, default=200)
+    parser.add_argument("--prompt", type=int, default=600)
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--oversubscribe", type=float, default=1.5)
     parser.add_argument("--seed", type=int, default=1)

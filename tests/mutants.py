@@ -105,7 +105,7 @@ MUTANTS = [
     Mutant("TXT-7", "endpoint/generate.py", "reply.usage_chunk(answer.usage()) if options.include_usage", "b'' if options.include_usage", "unit/endpoint/test_finish.py::txt7"),
     Mutant("TXT-7", "providers/local.py", "finish, stop, kept = \"stop\", piece.stop, ids[: piece.kept]", "finish, stop, kept = \"length\", piece.stop, ids", "unit/router/test_local.py::txt4"),
     Mutant("SMP-1", "runtime/sampling/logits.py", "kept = kept[values[kept] >= peak + np.log(np.float32(min_p))]", "kept = kept[values[kept] >= 0.5 * peak + np.log(np.float32(min_p))]", "property/test_sampling.py::smp1"),
-    Mutant("SMP-1", "runtime/sampling/logits.py", "    values[bias] += np.array(draws.bias_values[span], dtype=np.float32)\n", "", "unit/sampling/test_logits.py::smp1"),
+    Mutant("SMP-1", "runtime/sampling/logits.py", "old = values[seen]", "old = raw[seen]", "unit/sampling/test_logits.py::smp1"),
     Mutant("SMP-2", "runtime/sampling/logits.py", "_rank(raw, token, wanted) if", "_rank(_adjust(raw, draws, row), token, wanted) if", "unit/sampling/test_logits.py::smp2"),
     Mutant("SMP-3", "runtime/sampling/logits.py", "return int(values.argmax())", "return int(len(values) - 1 - values[::-1].argmax())", "unit/sampling/test_logits.py::smp3"),
     Mutant("SMP-4", "runtime/loop.py", "position=length,", "position=length - job.prompt_len,", "unit/runtime/test_loop.py::position or smp4"),

@@ -1,5 +1,6 @@
 """The scheduler's invariant checker: after every operation in tests, at idle in production."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from galley.runtime.job import State
@@ -28,6 +29,8 @@ def violations(scheduler: "Scheduler") -> list[str]:
                 faults.append(f"SCH-1: job {job.id} computed {job.computed} of {len(job.tokens)}")
         elif held or job.computed or job not in queue:
             faults.append(f"waiting job {job.id} holds {held} blocks")
+    if Counter(job.tenant for job in running) != scheduler.slots:
+        faults.append(f"slots by tenant are miscounted: {scheduler.slots}")
     if len(running) + len(queue) != len(jobs) or len(running) > scheduler.max_jobs:
         faults.append(f"{len(running)} running + {len(queue)} waiting != {len(jobs)} jobs")
     return faults

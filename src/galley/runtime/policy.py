@@ -17,6 +17,7 @@ class Policy:
         look: waiting jobs considered in one step.
         window: waiting jobs among which the one with the longest cached prefix goes first (SCH-8); 1 is off.
         slack: most that the counters of their tenants may differ (SCH-7), in prompt tokens.
+        spare: slots that only a tenant with no running job may take, where there are at least eight (SCH-7).
         order_queue: with more jobs than this waiting, their order is left alone (SCH-8).
     """
 
@@ -30,6 +31,7 @@ class Policy:
         window: int = 8,
         slack: float = 512.0,
         order_queue: int = 128,
+        spare: int = 1,
     ) -> None:
         self.watermark = watermark
         self.hold_back = hold_back
@@ -38,6 +40,7 @@ class Policy:
         self.window = window
         self.slack = slack
         self.order_queue = order_queue
+        self.spare = spare
         self.floor = 0.1
         self.ratio = 0.4
 
@@ -57,6 +60,10 @@ class Policy:
         """
         tokens = sum(min(job.remaining, 4096) for job in jobs)
         return int(self.ratio * tokens) // block_size + max(1, int(self.watermark * pool_size))
+
+    def slots(self, max_jobs: int, *, newcomer: bool) -> int:
+        """How many jobs may run for one more of this tenant to start; a newcomer has none running."""
+        return max_jobs if newcomer or max_jobs < 8 else max_jobs - self.spare
 
     def victim(self, jobs: Iterable[Job], block_size: int, *, forced: bool) -> Job | None:
         """Who gives up its blocks: lowest tier, then least lost work, then newest (SCH-5).

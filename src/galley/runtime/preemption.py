@@ -79,7 +79,7 @@ class Preemption:
         plan.drop(job)
         it.costs.hold(job, it.block_size, now)
         it.tree.release(job.table, job.tokens, job.computed)
-        del it.running[job]
+        it.stop(job)
         job.computed = 0
         job.resumed_at = len(job.tokens)
         job.state = State.PREEMPTED

@@ -1,5 +1,6 @@
 """The scheduler: jobs in, plans out. Pure Python; time and results are arguments (SCH-9)."""
 
+from collections import Counter
 from itertools import islice
 from typing import Unpack
 
@@ -85,6 +86,7 @@ class Scheduler:
         self.preemption = Preemption(self)
         self.deadlines = Deadlines()
         self.running: dict[Job, None] = {}
+        self.slots: Counter[str] = Counter()  # of running jobs, by tenant
         self.jobs: dict[str, Job] = {}
         self._sequence = 0
         self.urgent = 0  # live jobs of the latency-critical class
@@ -222,8 +224,7 @@ class Scheduler:
     def _admit(self, plan: Plan, now: float, before: int, rival: Job | None = None) -> None:
         """Start waiting jobs while there is room; with a ``rival``, only those whose turn is before its.
 
-        After a preemption (the count is not what it was ``before``) nobody is admitted in the same step,
-        except latency-critical jobs.
+        In a step with a preemption (there were fewer ``before``) only latency-critical jobs are admitted.
         """
         if not self.queue or plan.tokens >= self.token_budget:
             return
@@ -235,7 +236,8 @@ class Scheduler:
                 return
             if level is not None and (self.queue.tier(job, now), self.fairness[job.tenant]) >= level:
                 return
-            if not urgent and (len(self.running) >= self.max_jobs or before != self.counters.preemptions):
+            slots = self.policy.slots(self.max_jobs, newcomer=job.tenant not in self.slots)
+            if not urgent and (len(self.running) >= slots or before != self.counters.preemptions):
                 return
             if not urgent and self.admission.still_held(job):
                 continue
@@ -276,6 +278,7 @@ class Scheduler:
         job.accounted_at = now
         job.held_by = None
         self.running[job] = None
+        self.slots[job.tenant] += 1
 
     def commit(self, plan: Plan, drawn: Drawn, now: float) -> None:
         """Take a step's result: accept, publish, finish, free. The only place where jobs advance.
@@ -306,8 +309,7 @@ class Scheduler:
     def _accept(self, job: Job, token: int, row: int, drawn: Drawn, now: float) -> None:
         """One drawn token becomes known and goes out."""
         finish = job.take(token)
-        meter = job.meter
-        cached = meter.cached_tokens if meter.drew(now) else None
+        cached = job.meter.cached_tokens if job.meter.drew(now) else None
         self.counters.generation_tokens += 1
         self.fairness.output(job.tenant, 1)
         logprobs = None
@@ -323,7 +325,7 @@ class Scheduler:
                 finish=finish,
                 stop_token=token if finish == "stop" and token in job.stop_ids else None,
                 cached_tokens=cached,
-                meter=None if finish is None else meter,
+                meter=None if finish is None else job.meter,
             )
         )
 
@@ -354,8 +356,7 @@ class Scheduler:
         self._inflight = None
 
     def _publish(self, job: Job, end: int) -> None:
-        table, size = job.table, self.block_size
-        before = table.keyed
+        table, size, before = job.table, self.block_size, job.table.keyed
         if self.tree.publish(table, job.tokens, end):
             mine = min(table.keyed, job.prompt_len // size) - min(before, job.prompt_len // size)
             job.meter.cache_write_tokens += mine * size
@@ -369,17 +370,23 @@ class Scheduler:
         keep: int | None = None,
     ) -> None:
         """A job ends without a token of its own."""
-        error = verdict if isinstance(verdict, GalleyError) else None
-        finish = None if isinstance(verdict, GalleyError) else verdict
+        error, finish = (verdict, None) if isinstance(verdict, GalleyError) else (None, verdict)
         state = state or (State.FINISHED if error is None else State.CANCELLED)
         self._close(job, now, state, keep=job.computed if keep is None else keep)
         self._out.append(StepOut(job_id=job.id, finish=finish, error=error, meter=job.meter))
+
+    def stop(self, job: Job) -> None:
+        """Take a job out of those that run; its blocks are given back by the caller."""
+        del self.running[job]
+        self.slots[job.tenant] -= 1
+        if not self.slots[job.tenant]:
+            del self.slots[job.tenant]
 
     def _close(self, job: Job, now: float, state: State, *, keep: int) -> None:
         if job.state is State.RUNNING:
             self.costs.hold(job, self.block_size, now)
             self.tree.release(job.table, job.tokens, keep)
-            del self.running[job]
+            self.stop(job)
         else:
             self.queue.remove(job)
         job.state = state

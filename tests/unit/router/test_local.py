@@ -114,6 +114,7 @@ async def test_txt4_stop_string_finishes_the_job_and_drops_the_rest(model):
     params = SamplingParams(max_tokens=200, stop=["three"])
     deltas, meter = await run(LocalProvider(model, engine), request(params=params))
     assert "".join(d.text for d in deltas) == "one two " and deltas[-1].stop == "three"
+    assert deltas[-1].finish == "stop"
     assert engine.ended == {"req_1/0": "finish"}
     kept = meter.choices()[0].completion_tokens
     assert kept == sum(len(d.token_ids) for d in deltas) < len(ids) and meter.jobs[0].prompt_tokens > 0

@@ -269,6 +269,7 @@ async def test_can6_drain_finishes_what_runs_and_admits_nothing(make):
     with pytest.raises(Overloaded):
         await anext(engine.stream("k", P, params()))
     await draining
+    assert engine.stats().running == 0 and not engine._sinks, "drained means done"
     assert len(ids(await task)) == 300
 
 

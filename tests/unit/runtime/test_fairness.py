@@ -165,6 +165,19 @@ def test_sch7_a_flood_of_one_tenant_does_not_delay_another():
     assert loud[int(0.95 * len(loud))] <= max(2 * quiet[int(0.95 * len(quiet))], quiet[-1] + 4)
 
 
+def test_sch7_the_last_slot_is_for_a_tenant_that_has_none():
+    bench = Bench(FakeBackend(num_blocks=512), max_jobs=8)
+    for i in range(20):
+        bench.add(f"flood{i}", [1, 2, i], max_tokens=50, options={"tenant": "flood"})
+    bench.step()
+    assert len(bench.plans[-1]) == 7
+    bench.add("small", [7], max_tokens=2, options={"tenant": "small"})
+    bench.step()  # level with the flood at first, which came earlier
+    bench.step()
+    assert bench.ids("small") and len(bench.plans[-1]) == 8
+    bench.run()
+
+
 def test_sch7_equal_tenants_are_served_equally():
     bench = Bench(FakeBackend(num_blocks=512), token_budget=128, max_jobs=8, context=1024, max_queue=9999)
     crowd(bench, {f"t{k}": (80, 100, 12) for k in range(5)}, seed=3)

@@ -105,6 +105,7 @@ def test_can5_a_full_queue_says_when_to_come_back():
         busy(bench, 1)
     assert refused.value.status == 503 and refused.value.code == "overloaded" and refused.value.retryable
     promised = refused.value.retry_after_s
+    assert 0 < promised < 0.5
     began = bench.now
     while len(bench.scheduler.queue) >= 20:
         bench.step()
