@@ -113,6 +113,17 @@ MUTANTS = [
     Mutant("SMP-5", "providers/local.py", "{backend.isa} {backend.fingerprint}", "{backend.isa}", "unit/router/test_local.py::smp5"),
     Mutant("SMP-5", "providers/local.py", "every = \"|\".join(msgspec.structs.astuple(self.digests))", "every = self.digests.engine", "unit/router/test_local.py::smp5"),
     Mutant("SMP-6", "runtime/loop.py", "rows.add(tokens[start:end], start, job.table.blocks", "rows.add(tokens[start:end], start - start % 2, job.table.blocks", "equality/test_matrix.py::smp6 and reference and llama"),
+    Mutant("SLP-1", "providers/resident.py", "await self.quiet.wait()", "pass", "e2e/test_models.py::slp1_sleep_waits"),
+    Mutant("SLP-1", "providers/resident.py", "                self.state = \"draining\"\n", "", "e2e/test_models.py::slp1_sleep_waits"),
+    Mutant("SLP-2", "providers/resident.py", "opened, self.opened = self.opened, None\n                self.card", "opened, self.opened = self.opened, self.opened\n                self.card", "e2e/test_models.py::slp2"),
+    Mutant("SLP-3", "providers/resident.py", "self._rousing = asyncio.create_task(self._rouse())", "raise Overloaded('asleep')", "e2e/test_models.py::slp3"),
+    Mutant("SLP-3", "providers/resident.py", "async with asyncio.timeout(self._wake_s):", "async with asyncio.timeout(None):", "unit/router/test_resident.py::slp3"),
+    Mutant("SLP-4", "providers/fleet.py", "idle.sort(key=lambda other: other.last_used)", "idle.sort(key=lambda other: -other.last_used)", "e2e/test_models.py::slp4_the_least"),
+    Mutant("SLP-4", "providers/fleet.py", "and not other.pinned and", "and", "e2e/test_models.py::slp4_no_room"),
+    Mutant("SLP-4", "providers/fleet.py", "if status.sleeps_in_s == 0.0 and not resident.users:", "if False:", "e2e/test_models.py::slp4_idle"),
+    Mutant("SLP-5", "providers/resident.py", "asyncio.to_thread(self._open, self._kept)", "asyncio.to_thread(self._open, None)", "unit/router/test_resident.py::slp5"),
+    Mutant("SLP-6", "endpoint/admin.py", "if self._key is None or not hmac", "if False and not hmac", "e2e/test_models.py::slp6"),
+    Mutant("SLP-6", "endpoint/admin.py", "        if self._key is None:\n            return shown\n", "", "e2e/test_models.py::slp6"),
 ]  # fmt: skip
 
 

@@ -29,6 +29,14 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Host headers accepted besides the bound address (against DNS rebinding)."""
     max_body: int
     """Bytes."""
+    admin_key: str | None
+    """Key of the admin routes; without one there are none."""
+    models: tuple[str, ...]
+    """Models served besides the first one; each is opened when somebody asks for it."""
+    model_memory: int | None
+    """Bytes that awake models may take together; None is no limit."""
+    idle_s: float
+    """Seconds without a request after which a model falls asleep; 0 never."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +168,35 @@ SETTINGS: dict[str, Setting] = {
         Setting("server.api_key", "GALLEY_API_KEY", values.text, None, "key clients must send", secret=True),
         Setting(
             "server.allowed_hosts", "GALLEY_ALLOWED_HOSTS", values.names, (), "further Host headers to accept"
+        ),
+        Setting(
+            "server.admin_key",
+            "GALLEY_ADMIN_KEY",
+            values.text,
+            None,
+            "key of the admin routes; without one there are none",
+            secret=True,
+        ),
+        Setting(
+            "server.models",
+            "GALLEY_MODELS",
+            values.names,
+            (),
+            "further models to serve, opened when asked for",
+        ),
+        Setting(
+            "server.model_memory",
+            "GALLEY_MODEL_MEMORY",
+            values.size,
+            None,
+            "bytes that awake models may take together; default: no limit",
+        ),
+        Setting(
+            "server.idle_s",
+            "GALLEY_IDLE_S",
+            values.seconds,
+            0.0,
+            "seconds without a request until a model sleeps; 0: never",
         ),
         Setting("server.max_body", "GALLEY_MAX_BODY", values.size, 8 << 20, "largest request body"),
         Setting(

@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "log": ("galley.cli.log:log", "List receipts, newest last; -f follows."),
     "receipt": ("galley.cli.log:receipt", "Show one receipt in full."),
     "replay": ("galley.cli.replay:replay", "Run a captured request again and compare the token ids."),
+    "ps": ("galley.cli.ps:ps", "Show which models a running server has in memory."),
+    "fit": ("galley.cli.fit:fit", "Say what context and concurrency of a model fit, before loading it."),
     "doctor": ("galley.cli.doctor:doctor", "Measure this machine and say what fits."),
     "config": ("galley.cli.settings:config", "Show, write and check settings."),
 }

@@ -18,6 +18,14 @@ SERVER_FLAGS: dict[str, tuple[str, str, str]] = {
         "NAMES",
         "Further Host headers to accept, separated by commas.",
     ),
+    "server.models": ("--models", "NAMES", "Further models, opened when asked for, separated by commas."),
+    "server.model_memory": (
+        "--model-memory",
+        "SIZE",
+        "Memory that awake models may take together; the least recently used one sleeps.",
+    ),
+    "server.idle_s": ("--idle-s", "SECONDS", "A model nobody asks for in so long sleeps; 0: never."),
+    "server.admin_key": ("--admin-key", "KEY", "Key of /v1/admin; without one there is none."),
     "server.max_body": ("--max-body", "SIZE", "Largest request body, such as 8MiB."),
 }
 

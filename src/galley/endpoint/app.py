@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from galley import __version__
 from galley.audit.receipts import ReceiptStore
 from galley.endpoint.access import Access
+from galley.endpoint.admin import Admin
 from galley.endpoint.chat import ChatDoor
 from galley.endpoint.client import error_headers, wire_error
 from galley.endpoint.completions import CompletionsDoor
@@ -43,6 +44,7 @@ def build_app(
     capture: bool = False,
     keepalive_s: float = 15.0,
     lifespan: Lifespan | None = None,
+    admin: Admin | None = None,
 ) -> ASGIApp:
     """Everything a server needs but the socket. The router may still be loading.
 
@@ -50,6 +52,7 @@ def build_app(
         host: the address bound to; on loopback the Host header is checked.
         keys: API keys accepted; none means no key is asked for.
         max_body: bytes.
+        admin: models that can be seen, put to sleep and woken; None has no such routes.
         capture: store prompts and outputs in receipts (unless a request says ``store: false``).
     """
     metrics = Metrics()
@@ -74,6 +77,7 @@ def build_app(
             Route("/health", pages.health),
             Route("/ready", pages.ready),
             Route("/metrics", pages.metrics),
+            *([] if admin is None else admin.routes()),
         ],
         exception_handlers={GalleyError: on_error, HTTPException: on_http_error, Exception: on_error},
         lifespan=lifespan,

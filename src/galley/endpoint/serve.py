@@ -16,10 +16,18 @@ from galley import __version__
 from galley.audit.receipts import ReceiptStore
 from galley.config import Config
 from galley.endpoint.access import check_bind
+from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
-from galley.errors import ConfigError
+from galley.errors import ConfigError, Overloaded
+from galley.model.families import spec_from_gguf
+from galley.model.gguf import GGUF
+from galley.model.model import Model
 from galley.model.store import Entry, Store
+from galley.providers.base import ModelCard
+from galley.providers.fit import plan_fit
+from galley.providers.fleet import Fleet
 from galley.providers.opened import EngineOptions, Opened
+from galley.providers.resident import Resident
 from galley.router.router import Router
 
 __all__ = ["Server", "serve"]
@@ -43,12 +51,15 @@ def serve(config: Config) -> None:
     """
     check_bind(config.server.host, config.server.api_key)
     entry = Store(config.home).resolve(config.model)
-    options = EngineOptions(
-        **{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__}
-    )
+    options = options_of(config)
     server = Server(config, entry, lambda: Opened(entry.path, entry.name, options))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
+
+
+def options_of(config: Config) -> EngineOptions:
+    """The engine's part of the settings."""
+    return EngineOptions(**{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__})
 
 
 class Listener(uvicorn.Server):
@@ -75,6 +86,13 @@ class Server:
         self._drain_s = drain_s
         self._began = time.monotonic()
         self.receipts = ReceiptStore(config.receipts.path)
+        self._entry = entry
+        self._store = Store(config.home)
+        self.fleet = Fleet(
+            budget=config.server.model_memory,
+            idle_s=config.server.idle_s or None,
+            sizes=self._size_of,
+        )
         aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
         self.router = Router([], self.receipts, aliases=aliases)
         key = config.server.api_key
@@ -86,6 +104,13 @@ class Server:
             allowed_hosts=config.server.allowed_hosts,
             max_body=config.server.max_body,
             capture=config.receipts.capture,
+            admin=Admin(
+                self.fleet,
+                key=config.server.admin_key,
+                load=self._add,
+                unload=self._remove,
+                max_body=config.server.max_body,
+            ),
         )
         self._listener = Listener(
             uvicorn.Config(
@@ -124,32 +149,71 @@ class Server:
         self.receipts.replay()
         say(f"{__version__} listening on {self.url}; loading {self.config.model} …")
         loading = asyncio.ensure_future(self._load())
+        self._watching = asyncio.ensure_future(self.fleet.watch())
         try:
             await self._listener.serve(sockets=[self._socket])
         finally:
-            opened = await loading
-            if opened is not None:
-                opened.close()
+            await loading
+            self._watching.cancel()
+            await self.fleet.close()
             self.receipts.close()
         if self._failure is not None:
             raise self._failure
         say("stopped; every receipt is written" if self.receipts.fault is None else "stopped, with faults")
 
-    async def _load(self) -> Opened | None:
+    async def _load(self) -> None:
         try:
             opened = await asyncio.to_thread(self._open_model)
         except Exception as error:  # the listener must stop first, then the caller gets it
             self._failure = error
             self.router.fail(str(error))
             self._listener.should_exit = True
-            return None
+            return
         for note in opened.notes:
             say(note)
+        first = Resident(opened.provider.cards[0], self._opener(self._entry), self.fleet, opened=opened)
+        self.fleet.add(first)
         if self.router.state == "loading":
-            self.router.add(opened.provider)
+            self.router.add(first)
+            for name in self.config.server.models:
+                self._add(name)
             spent = time.monotonic() - self._began
             say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
-        return opened
+
+    def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
+        options = options_of(self.config)
+        return lambda kept: Opened(entry.path, entry.name, options, model=kept)
+
+    def _add(self, name: str) -> Resident:
+        """Serve one more model, asleep until somebody asks. Raises ModelNotFound, BadModelFile."""
+        entry = self._store.resolve(name)
+        with GGUF.open(entry.path) as gguf:
+            spec = spec_from_gguf(gguf)
+        context = min(spec.context, self.config.engine.context or spec.context)
+        card = ModelCard(
+            id=entry.name,
+            context=context,
+            created=int(time.time()),
+            served_by=f"local:{entry.name}@cpu",
+        )
+        resident = Resident(card, self._opener(entry), self.fleet)
+        self.fleet.add(resident)
+        self.router.add(resident)
+        return resident
+
+    async def _remove(self, name: str) -> None:
+        """Serve a model no more: nothing new is let in, what is in hand ends first."""
+        resident = self.fleet.find(name)
+        self.router.catalog.remove(resident)
+        if not await resident.sleep(2):
+            self.router.catalog.add(resident)
+            raise Overloaded(f"{name!r} is busy.", code="model_busy", retry_after_s=5.0)
+        self.fleet.remove(name)
+
+    def _size_of(self, name: str) -> int:
+        """Bytes that a model will take: its file, and the KV cache by the memory plan."""
+        fit = plan_fit(self._store.resolve(name), options_of(self.config), available=None)
+        return fit.total_bytes
 
     def stop(self) -> None:
         """First call: refuse new requests, let running ones finish. Second: stop now."""

@@ -135,10 +135,21 @@ class Provider(Protocol):
     """Something that can run requests. All typed errors of a request's content come out of ``prepare``."""
 
     name: str
-    cards: Sequence[ModelCard]
-    digests: Digests
-    fingerprint: str
-    """``system_fingerprint`` on the wire: changes with kernels, weights, tokenizer and template."""
+
+    @property
+    def cards(self) -> Sequence[ModelCard]:
+        """What is served."""
+        ...
+
+    @property
+    def digests(self) -> Digests:
+        """Of what produces the answers; empty while nothing has been opened yet."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """``system_fingerprint`` on the wire: changes with kernels, weights, tokenizer and template."""
+        ...
 
     async def prepare(self, request: Request) -> Prepared:
         """Render, tokenise, check parameters and context. Nothing has run yet.

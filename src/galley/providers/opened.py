@@ -64,16 +64,27 @@ class Opened:
 
     Raises BadModelFile, TemplateError, ConfigError.
 
+    Args:
+        model: the open file, when it is kept open between runs; then the caller closes it.
+
     Attributes:
+        bytes: memory of weights and KV cache, by the plan.
         notes: what a user should be told at start, one line each, warnings first.
     """
 
     def __init__(
-        self, path: Path, name: str, options: EngineOptions, *, available: int | None = None
+        self,
+        path: Path,
+        name: str,
+        options: EngineOptions,
+        *,
+        available: int | None = None,
+        model: Model | None = None,
     ) -> None:
         with contextlib.ExitStack() as opened:
-            self.model = Model.open(path, name)
-            opened.callback(self.model.close)
+            self.model = model or Model.open(path, name)
+            self._owner = model is None
+            opened.callback(self._drop_model)
             spec = self.model.spec
             native = options.backend != "reference" and native_missing() is None
             if available is None:
@@ -127,6 +138,7 @@ class Opened:
             self.engine.start()
             self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
             card = self.provider.cards[0]
+            self.bytes = path.stat().st_size + memory.kv_bytes
             self.notes = [f"warning: {warning}"] if warning else []
             self.notes += [
                 f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",
@@ -134,6 +146,15 @@ class Opened:
                 f"KV {memory.explanation}; context {card.context} tokens",
             ]
             self._opened = opened.pop_all()
+
+    def release(self) -> Model:
+        """The open file, which ``close`` then leaves open: the caller's to close."""
+        self._owner = False
+        return self.model
+
+    def _drop_model(self) -> None:
+        if self._owner:
+            self.model.close()
 
     def close(self) -> None:
         """Cancel what runs, stop the engine, free weights and KV. Idempotent."""

@@ -25,9 +25,16 @@ class Catalog:
         for card in provider.cards:
             self._by_name.setdefault(card.id, (card, provider))
 
+    def remove(self, provider: Provider) -> None:
+        """Serve nothing of a provider any more."""
+        self._by_name = {name: pair for name, pair in self._by_name.items() if pair[1] is not provider}
+
     def cards(self) -> list[ModelCard]:
         """Every model once, aliases left out."""
-        return [card for card, _ in self._by_name.values()]
+        return [
+            next((card for card in provider.cards if card.id == name), card)
+            for name, (card, provider) in self._by_name.items()
+        ]
 
     def providers(self) -> list[Provider]:
         """Every provider once."""
