@@ -16,7 +16,7 @@ from typing import Any
 import click
 import msgspec
 
-from benchmarks.comparison import Line, calmest, lines_of, merged, table
+from benchmarks.comparison import Line, calmest, engines_text, lines_of, merged, table
 from benchmarks.machine import Limits, Probe, facts
 from benchmarks.make_models import MODELS, find_model
 from benchmarks.participant import Participant, Round, Task
@@ -147,11 +147,13 @@ def _described(p: Participant) -> dict[str, Any]:
         return {"not described": _reason(error)}
 
 
-def write_tables(lines: Sequence[Line], source: str) -> None:
-    """Put one table a model into ``docs/PERFORMANCE.md``, between that model's markers."""
+def write_tables(lines: Sequence[Line], engines: dict[str, dict[str, Any]], source: str) -> None:
+    """Put one table a model, and what the engines are, into ``docs/PERFORMANCE.md`` between its markers."""
+    page = ROOT / "docs" / "PERFORMANCE.md"
     for label in dict.fromkeys(line.model for line in lines):
         text = table([line for line in lines if line.model == label])
-        replace_between(ROOT / "docs" / "PERFORMANCE.md", f"compare {label}", f"{source}\n\n{text}")
+        replace_between(page, f"compare {label}", f"{source}\n\n{text}")
+    replace_between(page, "compare engines", engines_text(engines))
 
 
 @click.command()
@@ -194,11 +196,15 @@ def main(
         shown = ", ".join(f"`benchmarks/results/{path.name}`" for path in files)
         click.echo(table(lines))
         if write:
-            write_tables(lines, f"From {shown}: {', '.join(sorted(cpus))}.")
+            engines: dict[str, dict[str, Any]] = {}
+            for body in bodies:
+                for name, told in body["engines"].items():
+                    engines.setdefault(name, {}).update(told)
+            write_tables(lines, engines, f"From {shown}: {', '.join(sorted(cpus))}.")
         return
     probe = Probe(BENCH)
     lines = []
-    body: dict[str, Any] = {
+    result: dict[str, Any] = {
         "machine": facts(),
         "setup": {"threads": threads, "repeats": repeats, "spare": spare, "seed": seed},
         "workloads": [w for w in COMPARED if not only or w.name in only],
@@ -212,9 +218,9 @@ def main(
         able, missing = _participants(names or tuple(PEERS), model, threads, isa)
         reading = partial(probe.take, shape.weight_bytes / 1e6, threads=threads)
         for p in able:
-            body["engines"].setdefault(p.name, {}).update(_described(p))
+            result["engines"].setdefault(p.name, {}).update(_described(p))
         try:
-            for workload in body["workloads"]:
+            for workload in result["workloads"]:
                 click.echo(f"{label}: {workload.name}", err=True)
                 if workload.kind == "start" or workload.kind.startswith("http"):
                     for p in able:
@@ -222,23 +228,23 @@ def main(
                 rounds, problems = take_rounds(
                     workload, able, reading, repeats=repeats, spare=spare, seed=seed
                 )
-                body["rounds"][f"{label}, {workload.name}"] = rounds
+                result["rounds"][f"{label}, {workload.name}"] = rounds
                 same = [p.name for p in able if p.peer.reads_gguf]
                 chosen = calmest(rounds, repeats)
                 fresh = lines_of(label, workload, chosen, missing | problems, shape=shape, same_file=same)
                 lines += fresh
                 click.echo(table(fresh), err=True)
                 partial_file = BENCH / "compare-unfinished.json"
-                partial_file.write_text(json.dumps(msgspec.to_builtins(body), indent=1))
+                partial_file.write_text(json.dumps(msgspec.to_builtins(result), indent=1))
         finally:
             for p in able:
-                body["engines"][p.name][f"loaded {label}"] = p.facts
+                result["engines"][p.name][f"loaded {label}"] = p.facts
                 p.close()
-    path = save("compare", body)
+    path = save("compare", result)
     click.echo(table(lines))
     if write:
-        source = f"From `benchmarks/results/{path.name}`: {body['machine']['cpu']}, {threads} threads."
-        write_tables(lines, source)
+        source = f"From `benchmarks/results/{path.name}`: {result['machine']['cpu']}, {threads} threads."
+        write_tables(lines, result["engines"], source)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Rows of the comparison: medians over rounds, ratios inside a round, and the table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -9,9 +10,9 @@ from benchmarks.participant import Round
 from benchmarks.report import markdown_table
 from benchmarks.shape import Shape
 from benchmarks.stats import Spread, spread
-from benchmarks.workloads import TARGETS, Compared
+from benchmarks.workloads import COMPARED, TARGETS, Compared
 
-__all__ = ["OURS", "Line", "calmest", "lines_of", "merged", "table"]
+__all__ = ["OURS", "Line", "calmest", "engines_text", "lines_of", "merged", "table"]
 
 OURS = "galley"
 
@@ -67,7 +68,6 @@ def lines_of(
         read = spread([x.read_gb_s for x in readings]).median
     found: list[Line] = []
     for figure in workload.figures:
-        some: list[Line] = []
         for engine in engines:
             mine = [(r, s) for r in rounds if (s := r.of(engine)) is not None]
             values = [s.figures[figure.name] for _, s in mine]
@@ -79,7 +79,7 @@ def lines_of(
             limit = None
             if figure.name == "tok/s" and workload.kind in ("decode", "prefill") and engine in same_file:
                 limit = spread([_limit(workload, s.figures["tok/s"], r, shape) for r, s in mine]).median
-            some.append(
+            found.append(
                 Line(
                     model=model,
                     workload=workload.name,
@@ -92,17 +92,32 @@ def lines_of(
                     limit=limit,
                 )
             )
-        some.sort(key=lambda x: (x.engine != OURS, x.ratio.median if x.ratio else 0.0))
-        target = _target(model, workload.name, figure.name)
-        for i, x in enumerate(some):
-            if x.ratio is not None:  # the first of them: the hardest
-                some[i] = msgspec.structs.replace(x, target=target)
-                break
-        found += some
     for engine, problem in problems.items():
         found.append(
             Line(model=model, workload=workload.name, figure="", engine=engine, value=None, problem=problem)
         )
+    return _ordered(found)
+
+
+def _ordered(lines: Sequence[Line]) -> list[Line]:
+    """In the workloads' order, Galley first, then from the hardest peer, which gets the target."""
+    names = [w.name for w in COMPARED]
+    figures = [f.name for w in COMPARED for f in w.figures] + [""]
+    models = list(dict.fromkeys(x.model for x in lines))
+
+    def place(x: Line) -> tuple[int, int, int, bool, float]:
+        ratio = x.ratio.median if x.ratio is not None else 0.0
+        figure = figures.index(x.figure)
+        return models.index(x.model), names.index(x.workload), figure, x.engine != OURS, ratio
+
+    aimed: set[tuple[str, str, str]] = set()
+    found = []
+    for x in sorted(lines, key=place):
+        key = (x.model, x.workload, x.figure)
+        first = x.ratio is not None and key not in aimed
+        if first:
+            aimed.add(key)
+        found.append(msgspec.structs.replace(x, target=_target(*key) if first else None))
     return found
 
 
@@ -139,7 +154,8 @@ def merged(parts: Iterable[Sequence[Line]]) -> list[Line]:
             place.setdefault(line.engine, []).append(line)
         for key, engines in fresh.items():
             kept.setdefault(key, {}).update(engines)
-    return [line for engines in kept.values() for lines in engines.values() for line in lines]
+    lines = [line for engines in kept.values() for lines in engines.values() for line in lines]
+    return _ordered(lines)
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -179,6 +195,23 @@ def table(lines: Sequence[Line]) -> str:
             ]
         )
     return markdown_table(header, body)
+
+
+def engines_text(engines: Mapping[str, Mapping[str, Any]]) -> str:
+    """A list of the engines: versions and flags as the results file has them, without what loading told."""
+    items = []
+    for name, told in engines.items():
+        facts = [
+            f"{key} {_flags(value)}"
+            for key, value in told.items()
+            if key not in ("name", "isa", "fingerprint") and not key.startswith("loaded ")
+        ]
+        items.append(f"- **{name}**: {'; '.join(facts)}")
+    return "\n".join(items)
+
+
+def _flags(value: object) -> str:
+    return f"`{' '.join(map(str, value))}`" if isinstance(value, list) else f"`{value}`"
 
 
 def _number(value: float) -> str:

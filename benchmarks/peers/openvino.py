@@ -35,7 +35,8 @@ class OpenVino(VenvPeer):
             "nncf==3.4.0",
             "torch==2.13.0",
         ]
-        self.venv = Venv(folder / "openvino", pins, megabytes=450)
+        # its torchvision does not fit a torch built for CPUs, and the exporter imports one that is there
+        self.venv = Venv(folder / "openvino", pins, megabytes=450, remove=["torchvision"])
 
     def prepare(self, model: Model) -> Path:
         if self.weights == "gguf":
