@@ -26,6 +26,7 @@ A process that waits for a command must use no processor time, or it would slow 
 
 import json
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -80,8 +81,11 @@ class Driver:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, verb: str, *arguments: object) -> dict[str, Any]:
-        """Send one command and wait for its reply. Raises DriverError with the child's own words."""
+    def ask(self, verb: str, *arguments: object, patience_s: float = 900.0) -> dict[str, Any]:
+        """Send one command and wait for its reply.
+
+        Raises DriverError with the child's own words, or when it takes ``patience_s``: it is killed then.
+        """
         line = " ".join([verb, *(str(a) for a in arguments)])
         if "\n" in line:
             raise ValueError("a command is one line")
@@ -91,7 +95,12 @@ class Driver:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise DriverError(f"{self.name} is gone ({self._end()})") from None
-        reply = self._process.stdout.readline()
+        watchdog = threading.Timer(patience_s, self._process.kill)
+        watchdog.start()
+        try:
+            reply = self._process.stdout.readline()
+        finally:
+            watchdog.cancel()
         if not reply:
             raise DriverError(f"{self.name} died during {verb!r} ({self._end()})")
         answer: dict[str, Any] = json.loads(reply)
