@@ -7,7 +7,9 @@ that cannot be installed, or fails, is a row that says why.
 """
 
 import json
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -202,6 +204,7 @@ def main(
                     engines.setdefault(name, {}).update(told)
             write_tables(lines, engines, f"From {shown}: {', '.join(sorted(cpus))}.")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended on the way out
     probe = Probe(BENCH)
     lines = []
     result: dict[str, Any] = {

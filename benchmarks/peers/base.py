@@ -1,8 +1,9 @@
 """What the harness needs of an engine that is compared."""
 
+import shutil
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,16 +100,19 @@ class VenvPeer(Peer):
         """Where the peer's own words go."""
         return self.venv.folder / f"{self.name}{suffix}.log"
 
-    def run(self, arguments: Sequence[str | Path], log: Path) -> None:
-        """Run a conversion in the environment. Raises CalledProcessError."""
-        with log.open("wb") as file:
-            subprocess.run(
-                [str(self.venv.python), *map(str, arguments)],
-                check=True,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=self.env(),
-            )
+    def convert(self, target: Path, arguments: Callable[[Path], Sequence[str | Path]]) -> Path:
+        """Run Python with ``arguments(folder)``, which fills ``folder``; ``target`` appears when it is whole.
+
+        Nothing happens when ``target`` is there. Raises CalledProcessError; the log has the converter's words.
+        """
+        if target.exists():
+            return target
+        partial = target.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        with self.log("-convert").open("wb") as log:
+            command = [str(self.venv.python), *map(str, arguments(partial))]
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=self.env())
+        return partial.rename(target)
 
     def describe(self) -> dict[str, Any]:
         with self.start() as driver:

@@ -32,9 +32,9 @@ class OnnxRuntime(VenvPeer):
         self.venv = Venv(folder / "onnxruntime", pins, megabytes=350)
 
     def prepare(self, model: Model) -> Path:
-        target = self._models / f"{model.family}-onnx-int4"
-        if not (target / "genai_config.json").exists():
-            command = ["-m", "onnxruntime_genai.models.builder", "-i", model.folder, "-o", target]
-            extra = ["--extra_options", "int4_block_size=32", "int4_accuracy_level=4"]
-            self.run([*command, "-p", "int4", "-e", "cpu", *extra], self.log("-export"))
-        return target
+        entry = ["-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu"]
+        options = ["--extra_options", "int4_block_size=32", "int4_accuracy_level=4"]
+        return self.convert(
+            self._models / f"{model.family}-onnx-int4",
+            lambda folder: [*entry, "-i", model.folder, "-o", folder, *options],
+        )

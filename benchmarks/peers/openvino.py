@@ -41,9 +41,9 @@ class OpenVino(VenvPeer):
     def prepare(self, model: Model) -> Path:
         if self.weights == "gguf":
             return model.gguf
-        target = self._models / f"{model.family}-openvino-{self.weights}"
-        if not (target / "openvino_model.bin").exists():
-            command = ["-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", model.folder]
-            task = ["--task", "text-generation-with-past"]
-            self.run([*command, *task, *_FLAGS[self.weights], target], self.log("-export"))
-        return target
+        entry = ["-m", "optimum.commands.optimum_cli", "export", "openvino"]
+        options = ["--task", "text-generation-with-past", *_FLAGS[self.weights]]
+        return self.convert(
+            self._models / f"{model.family}-openvino-{self.weights}",
+            lambda folder: [*entry, "--model", model.folder, *options, folder],
+        )
