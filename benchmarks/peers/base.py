@@ -103,7 +103,7 @@ class VenvPeer(Peer):
     def convert(self, target: Path, arguments: Callable[[Path], Sequence[str | Path]]) -> Path:
         """Run Python with ``arguments(folder)``, which fills ``folder``; ``target`` appears when it is whole.
 
-        Nothing happens when ``target`` is there. Raises CalledProcessError; the log has the converter's words.
+        Nothing happens when it is there. Raises CalledProcessError; the log has the converter's words.
         """
         if target.exists():
             return target
