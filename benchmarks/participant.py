@@ -103,6 +103,7 @@ class Participant:
         run: dict[str, Callable[[Compared, Task], Sampled]] = {
             "decode": self._decode,
             "prefill": self._prefill,
+            "offline": self._offline,
             "shared": self._shared,
             "start": self._start,
             "http": self._http,
@@ -125,6 +126,15 @@ class Participant:
         reply = self._ask("decode", workload.steps, workload.sequences, *_flat(task.first))
         foreign = watch.foreign_cores()
         return self._sampled({"tok/s": reply["tokens"] / reply["decode_s"]}, foreign, reply)
+
+    def _offline(self, workload: Compared, task: Task) -> Sampled:
+        """All tokens over all the time, prompts included: what the server's rate is to be held against."""
+        watch = Watch(self._tree())
+        reply = self._ask("decode", workload.steps, workload.sequences, *_flat(task.first))
+        foreign = watch.foreign_cores()
+        tokens = (workload.steps + 1) * workload.sequences
+        seconds = reply.get("total_s", reply["prefill_s"] + reply["decode_s"])  # one batch: phases follow
+        return self._sampled({"tok/s": tokens / seconds}, foreign, reply)
 
     def _prefill(self, workload: Compared, task: Task) -> Sampled:
         watch = Watch(self._tree())

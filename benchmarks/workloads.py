@@ -7,7 +7,7 @@ import msgspec
 
 __all__ = ["COMPARED", "TARGETS", "Compared", "Figure", "Kind", "Prompts"]
 
-Kind = Literal["decode", "prefill", "shared", "start", "http", "http-shared"]
+Kind = Literal["decode", "prefill", "offline", "shared", "start", "http", "http-shared"]
 
 VOCAB_LOW, VOCAB_HIGH = 100, 49_000
 """Random prompt ids: no control tokens."""
@@ -29,6 +29,7 @@ _PREFIX = (Figure(name="cold s", more_is_better=False), Figure(name="warm s", mo
 _FIGURES: dict[Kind, tuple[Figure, ...]] = {
     "decode": (_RATE,),
     "prefill": (_RATE,),
+    "offline": (_RATE,),
     "shared": _PREFIX,
     "http-shared": _PREFIX,
     "http": (
@@ -49,7 +50,7 @@ class Compared(msgspec.Struct, frozen=True):
 
     Attributes:
         prompt: random tokens of each request's own.
-        steps: tokens generated after the first (``decode``), or in all (the others).
+        steps: tokens generated after the first (``decode``, ``offline``), or in all (the others).
         common: tokens all requests begin with, the same ones.
         requests: how many over HTTP; ``sequences`` of them at once.
     """
@@ -82,6 +83,7 @@ COMPARED = (
     Compared(name="batch 4", kind="decode", prompt=128, sequences=4, steps=64),
     Compared(name="batch 16", kind="decode", prompt=128, sequences=16, steps=64),
     Compared(name="batch 32", kind="decode", prompt=128, sequences=32, steps=64),
+    Compared(name="offline 16", kind="offline", prompt=128, sequences=16, steps=127),
     Compared(name="prefill 512", kind="prefill", prompt=512),
     Compared(name="prefill 2048", kind="prefill", prompt=2048),
     Compared(name="shared prefix", kind="shared", prompt=32, sequences=16, steps=32, common=1024),

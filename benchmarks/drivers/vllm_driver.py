@@ -35,6 +35,7 @@ class Vllm(Engine):
             raise ValueError(f"{threads} threads wanted, {len(cores)} cores are there")
         # read while vLLM starts; the engine in this process, so that its steps can be timed
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM

@@ -41,6 +41,7 @@ class Vllm(VenvPeer):
         command = [str(self.venv.python), *entry, "--port", str(port), *self.serving()]
         cores = sorted(os.sched_getaffinity(0))[:threads]
         env = {**self.env(), "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+        env["OMP_NUM_THREADS"] = str(threads)
         return Server(self.name, command, port=port, log=self.log("-server"), env=env)
 
     def serving(self) -> list[str]:
