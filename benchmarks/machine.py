@@ -74,6 +74,10 @@ class Busy(msgspec.Struct, frozen=True):
         user, nice, system, _idle, _iowait, irq, soft, steal = (int(f) * tick for f in fields[:8])
         return cls(used=user + nice + system + irq + soft, stolen=steal)
 
+    def __sub__(self, earlier: "Busy") -> float:
+        """Seconds used or stolen since ``earlier``."""
+        return self.used - earlier.used + self.stolen - earlier.stolen
+
 
 def facts() -> dict[str, Any]:
     """CPU model, instruction sets that matter, cores, memory, kernel, compiler, Python."""
