@@ -58,7 +58,7 @@ def test_long_contexts_follow_the_oracle(tmp_path: Path, isa: str, kv: str) -> N
 @pytest.mark.parametrize("kv", ["f16", "int8"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_smp6_chunks_and_threads_do_not_change_a_bit(tmp_path: Path, isa: str, kv: str) -> None:
-    # Few chunks of a long context are cut into spans for all threads, single tokens always, whole prompts never.
+    # A few chunks of a long context are cut into spans for all threads, single tokens always, prompts never.
     ids = tokens(2 * SPAN + 21, seed=2)
     with GGUF.open(make(tmp_path / "m.gguf")) as gguf:
         spec = spec_from_gguf(gguf)
