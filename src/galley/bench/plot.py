@@ -81,13 +81,13 @@ class Axis:
         self.log = log
         self._low, self._high = low, high
         if log:
-            self.ticks = [
-                10.0**e for e in range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
-            ]
-            if len(self.ticks) < 4:
-                self.ticks = [tick * k for tick in self.ticks for k in (1, 2, 5)]
-            least, most = min(least, most / 1.5), max(most, least * 1.5)
-            self.ticks = [tick for tick in self.ticks if least <= tick <= most]
+            first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
+            steps = (1,) if last - first > 3 else (1, 2, 5)
+            marks = [k * 10.0**power for power in range(first - 1, last + 2) for k in steps]
+            below = max(mark for mark in marks if mark <= least)
+            above = min(mark for mark in marks if mark >= most and mark > below)
+            self.ticks = [mark for mark in marks if below <= mark <= above]
+            least, most = below, above
         else:
             step = _step((most - least) or abs(most) or 1.0)
             first, last = math.floor(least / step), math.ceil(most / step)
