@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galley.bench import plot as plots
@@ -23,6 +23,7 @@ from galley.errors import ConfigError
 floats = st.floats(-1e9, 1e9)
 
 
+@settings(deadline=None)
 @given(st.lists(floats, min_size=1, max_size=50), st.floats(0, 1))
 def test_quantiles_are_numpys(values: list[float], share: float) -> None:
     found = quantile(sorted(values), share)
@@ -30,6 +31,7 @@ def test_quantiles_are_numpys(values: list[float], share: float) -> None:
     assert min(values) <= found <= max(values)
 
 
+@settings(deadline=None)
 @given(st.lists(floats, min_size=1, max_size=50))
 def test_percentiles_are_in_order(values: list[float]) -> None:
     found = Latency.of(values)
@@ -49,6 +51,7 @@ def test_nothing_has_no_percentiles() -> None:
         quantile([1.0], 1.1)
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 1000), st.integers(0, 200), st.integers())
 def test_poisson_arrivals_ascend_and_repeat(rate: float, count: int, seed: int) -> None:
     times = [arrival.at for arrival in poisson(rate, count, seed)]
@@ -90,6 +93,7 @@ def test_traces_are_read_and_their_faults_named(tmp_path: Path) -> None:
         read_trace(tmp_path / "none")
 
 
+@settings(deadline=None)
 @given(st.integers(), st.integers(1, 40), st.integers(0, 39), st.integers(0, 20))
 def test_prompts_share_what_is_asked_and_no_more(seed: int, tokens: int, shared: int, number: int) -> None:
     shared = min(shared, tokens - 1)
@@ -211,6 +215,7 @@ def test_a_contestant_that_only_fails_has_no_ratio() -> None:
 numbers = st.floats(1e-6, 1e6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=40), st.booleans(), st.booleans())
 def test_every_chart_is_well_formed_and_inside_its_frame(
     points: list[tuple[float, float]], log_x: bool, log_y: bool
@@ -227,6 +232,7 @@ def test_every_chart_is_well_formed_and_inside_its_frame(
     assert len(root.findall("{http://www.w3.org/2000/svg}text")) >= 5, "title, axes, and ticks"
 
 
+@settings(deadline=None)
 @given(numbers, numbers, st.booleans())
 def test_axes_have_a_handful_of_ticks(a: float, b: float, log: bool) -> None:
     axis = Axis.over([a, b], log=log, low=0, high=100)

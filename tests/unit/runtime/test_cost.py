@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galley.errors import EngineFault
@@ -76,6 +76,7 @@ samples = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(samples, times, st.data())
 def test_whatever_was_measured_more_never_costs_less(
     found: list[Sample], first: float, data: st.DataObject
@@ -87,6 +88,7 @@ def test_whatever_was_measured_more_never_costs_less(
     assert 0 < model.predict(*small) <= model.predict(*large) * (1 + 1e-9) < float("inf")
 
 
+@settings(deadline=None)
 @given(samples, times)
 def test_a_model_survives_json(found: list[Sample], first: float) -> None:
     model = fit([Sample(1, 0, 0, 0, first), *found], found)
