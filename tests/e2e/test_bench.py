@@ -82,6 +82,15 @@ def test_fresh_prompts_find_nothing_cached_and_shared_ones_do(bench: Bench, tiny
     assert "64 prompt tokens came from the prefix cache" in bench.err
 
 
+def test_a_result_that_cannot_be_written_is_said_in_one_line(
+    bench: Bench, tiny_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["latency", "--model", str(tiny_path), *SHORT, *SMALL, "--repeats", "1"]
+    assert invoke(["bench", *words, "--json", str(tmp_path / "file" / "x.json")]) == 1
+    assert bench._capsys.readouterr().err.splitlines()[-1].startswith("galley: the result cannot be written")
+
+
 def test_throughput(bench: Bench, tiny_path: Path) -> None:
     words = ["--streams", "3,1", "--repeats", "2"]
     record = bench("throughput", "--model", str(tiny_path), *SHORT, *words, *SMALL)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from galley.config import colour_wanted
+from galley.errors import GalleyError
 
 if TYPE_CHECKING:
     from galley.bench.plot import Chart
@@ -65,13 +66,19 @@ class Report:
         console.print(table, highlight=False, markup=False)
 
     def end(self, chart: "Chart | None", *, settings: dict[str, Any], **body: Any) -> None:
-        """Tell both readings of the limits, write the files. Raises OSError."""
-        from galley.bench.plot import draw
-        from galley.bench.record import save
-
+        """Tell both readings of the limits, write the files. Raises GalleyError where one cannot be."""
         assert self._recorder is not None
         record = self._recorder.record(settings=settings, **body)
         click.echo(self._recorder.line())
+        try:
+            self._write(record, chart)
+        except OSError as error:
+            raise GalleyError(f"the result cannot be written: {error}", code="bench_result") from error
+
+    def _write(self, record: dict[str, Any], chart: "Chart | None") -> None:
+        from galley.bench.plot import draw
+        from galley.bench.record import save
+
         if self._json is not None:
             save(self._json, record)
             click.echo(f"written: {self._json}", err=True)
