@@ -51,7 +51,8 @@ class Recorder:
         ended = self._reading()
         if self._began is not None and ended is not None:
             wall = max(ended[0] - self._began[0], 1e-6)
-            self.others = max(0.0, (ended[1] - self._began[1]) / wall)
+            work = ended[1] - self._began[1] - (ended[2] - self._began[2])
+            self.others = max(0.0, work / wall)
         self.after = Placement.probe(self._threads, seconds=self._seconds)
 
     def record(self, *, settings: dict[str, Any], **body: Any) -> dict[str, Any]:
@@ -74,13 +75,12 @@ class Recorder:
         assert isinstance(found, dict)
         return found
 
-    def _reading(self) -> tuple[float, float] | None:
-        """(Wall clock, processor time of everybody else and of the host) in seconds."""
+    def _reading(self) -> tuple[float, Busy, float] | None:
+        """Wall clock, the machine's work, and that of ourselves and our servers, in seconds."""
         if self._servers is None or not Path("/proc/stat").is_file():
             return None
-        busy = Busy.now()
         own = time.process_time() + sum(used() for used in self._servers)
-        return time.perf_counter(), busy.used + busy.stolen - own
+        return time.perf_counter(), Busy.now(), own
 
     def line(self) -> str:
         """Both readings and the others' work, for a person."""

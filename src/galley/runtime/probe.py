@@ -38,7 +38,8 @@ class CostProbe:
         blocks: KV blocks that nobody else uses; their contents are overwritten. 40 of 16 tokens
             suffice for everything.
         seconds: of steps altogether, about. At least one round is made, however long it takes.
-        longest_s: no step expected to take longer is made.
+        longest_s: no step expected to take longer is made, but for the first two, of one token, which find
+            that out: where one token takes longer, nothing is measured. None: one round is made regardless.
         clock: seconds; replaced in tests.
     """
 
@@ -74,8 +75,13 @@ class CostProbe:
         """Run and time one step. False when nothing is left. Raises EngineFault as the backend does."""
         return next(self._steps, None) is not None
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is something to make a model of."""
+        return bool(self._samples)
+
     def model(self) -> CostModel:
-        """What was found so far. Raises ValueError when not even one step was measured."""
+        """What was found so far. Raises ValueError when nothing was measured."""
         return fit(
             self._samples,
             self._held_out,
@@ -118,8 +124,11 @@ class CostProbe:
         return seconds
 
     def _course(self) -> Iterator[float]:
-        self.time([(1, 0, 1)])  # the first step pays for page faults and for waking the threads
-        yield self.time([(1, 0, 1)])
+        yield self.time([(1, 0, 1)])  # the first step pays for page faults and for waking the threads
+        first = self.time([(1, 0, 1)])
+        yield first
+        if first > self._longest_s < self._seconds:
+            return  # not even one token is short enough
         last, reached = 0.0, 1
         for size in LADDER:
             # A step that takes twice the tokens takes at most about twice the time.
@@ -221,6 +230,8 @@ class IdleProbe:
                     return False
         finally:
             tree.release(table, [], 0)
+        if not probe.measured:
+            return True  # this backend is too slow to be measured while requests may come
         model = probe.model()
         if model.doubts is not None:
             self._tries -= 1

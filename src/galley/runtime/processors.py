@@ -111,6 +111,10 @@ class Busy(msgspec.Struct, frozen=True):
         user, nice, system, _idle, _iowait, irq, soft, steal = (int(f) * tick for f in fields[:8])
         return cls(used=user + nice + system + irq + soft, stolen=steal)
 
+    def __sub__(self, earlier: "Busy") -> float:
+        """Seconds used or stolen since ``earlier``."""
+        return self.used - earlier.used + self.stolen - earlier.stolen
+
 
 def _name(root: Path) -> str:
     with suppress(OSError):

@@ -71,6 +71,17 @@ def test_a_slow_backend_is_measured_for_one_round_only() -> None:
     assert model.sizes == (1,) and backend.runs < 8
 
 
+def test_a_backend_too_slow_for_idle_time_is_left_alone() -> None:
+    """Two steps find out; a request that comes waits for one of them at most."""
+    backend = Timed(lambda n: 0.2)
+    probe = CostProbe(backend, range(40), longest_s=0.05, clock=backend.clock)
+    while probe.step():
+        pass
+    assert backend.runs == 2 and not probe.measured
+    with pytest.raises(ValueError):
+        probe.model()
+
+
 def test_few_blocks_and_a_short_context_are_kept_to() -> None:
     backend = Timed(lambda n: 1e-3, context=40)
     assert CostProbe(backend, range(7), clock=backend.clock).run().measured_to == 16

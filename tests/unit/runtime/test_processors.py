@@ -114,6 +114,7 @@ def test_busy_reads_ticks(tmp_path: Path) -> None:
     (tmp_path / "stat").write_text("cpu  100 0 50 900 3 0 10 40 0 0\ncpu0 …\n")
     found = Busy.now(tmp_path)
     assert found.used == pytest.approx(4 * found.stolen) and found.stolen > 0
+    assert Busy(used=3.0, stolen=1.0) - Busy(used=1.0, stolen=0.5) == 2.5
 
 
 def test_the_native_backend_uses_the_same_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
