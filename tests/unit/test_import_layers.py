@@ -31,6 +31,8 @@ LAYERS: list[tuple[str, ...]] = [
         "galley.runtime.stats",
         "galley.runtime.scheduler",
         "galley.runtime.memory",
+        "galley.runtime.cost",
+        "galley.runtime.processors",
         "galley.runtime.sampling",
         "galley.runtime.text",
     ),
@@ -42,6 +44,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.router",),
     ("galley.llm",),
     ("galley.endpoint",),
+    ("galley.bench",),
     ("galley.cli",),
 ]
 
@@ -57,6 +60,8 @@ PURE = (
     "galley.runtime.journal",
     "galley.runtime.preemption",
     "galley.runtime.rate",
+    "galley.runtime.cost",
+    "galley.runtime.processors",
     "galley.runtime.sampling.params",
     "galley.economics",
     "galley.audit",

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ps": ("galley.cli.ps:ps", "Show which models a running server has in memory."),
     "fit": ("galley.cli.fit:fit", "Say what context and concurrency of a model fit, before loading it."),
     "doctor": ("galley.cli.doctor:doctor", "Measure this machine and say what fits."),
+    "bench": ("galley.cli.bench:bench", "Time Galley beside what the machine can do."),
     "config": ("galley.cli.settings:config", "Show, write and check settings."),
 }
 """Name to where it is and its short help (kept equal to the command's own by a test)."""

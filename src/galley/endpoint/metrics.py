@@ -207,6 +207,10 @@ LOAD_METRICS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     ("galley:recomputed_tokens_total", "counter", lambda load: load.recomputed),
     ("galley:step_faults_total", "counter", lambda load: load.faults),
     ("galley:invariant_violations_total", "counter", lambda load: load.violations),
+    ("galley:predicted_steps_total", "counter", lambda load: load.predicted_steps),
+    ("galley:step_seconds_total", "counter", lambda load: load.step_seconds),
+    ("galley:step_predicted_seconds_total", "counter", lambda load: load.step_predicted_seconds),
+    ("galley:step_prediction_error_seconds_total", "counter", lambda load: load.step_error_seconds),
     ("galley:kv_blocks_free", "gauge", lambda load: load.blocks_free),
     ("galley:kv_blocks", "gauge", lambda load: load.blocks_total),
 )

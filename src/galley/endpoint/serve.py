@@ -52,7 +52,8 @@ def serve(config: Config) -> None:
     check_bind(config.server.host, config.server.api_key)
     entry = Store(config.home).resolve(config.model)
     options = options_of(config)
-    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options))
+    costs = config.home / "cost"
+    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options, costs=costs, measure=True))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
 
@@ -182,7 +183,8 @@ class Server:
 
     def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
         options = options_of(self.config)
-        return lambda kept: Opened(entry.path, entry.name, options, model=kept)
+        costs = self.config.home / "cost"
+        return lambda kept: Opened(entry.path, entry.name, options, model=kept, costs=costs, measure=True)
 
     def _add(self, name: str) -> Resident:
         """Serve one more model, asleep until somebody asks. Raises ModelNotFound, BadModelFile."""

@@ -52,6 +52,12 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Steps that failed."""
     violations: int = 0
     """Broken invariants found at idle or after a failed step; the cache was dropped each time."""
+    predicted_steps: int = 0
+    """Steps run under a cost model; the three below are sums over them, in seconds."""
+    step_seconds: float = 0.0
+    step_predicted_seconds: float = 0.0
+    step_error_seconds: float = 0.0
+    """Of absolute differences."""
 
 
 class Meter:

@@ -130,6 +130,10 @@ class LocalProvider:
             recomputed=stats.recomputed_tokens,
             faults=stats.faults,
             violations=stats.violations,
+            predicted_steps=stats.forecast.steps,
+            step_seconds=stats.forecast.seconds,
+            step_predicted_seconds=stats.forecast.predicted_s,
+            step_error_seconds=stats.forecast.error_s,
         )
 
     def token(self, id: int) -> tuple[str, bytes]:

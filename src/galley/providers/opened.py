@@ -1,8 +1,10 @@
 """Opening a model for running: file, memory plan, backend, engine, provider, in the one right order."""
 
 import contextlib
+import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -11,11 +13,16 @@ from galley.errors import ConfigError
 from galley.model.model import Model
 from galley.providers.local import LocalProvider
 from galley.runtime.backend import native_missing, open_backend
+from galley.runtime.cost import CostModel
+from galley.runtime.costbook import CostBook, Found
 from galley.runtime.engine import Engine
 from galley.runtime.journal import Journal
 from galley.runtime.memory import plan_memory
+from galley.runtime.processors import Processors
 
 __all__ = ["EngineOptions", "Opened", "memory_available"]
+
+log = logging.getLogger(__name__)
 
 BLOCK = 16
 """Tokens in a KV block, of both backends."""
@@ -66,6 +73,8 @@ class Opened:
 
     Args:
         model: the open file, when it is kept open between runs; then the caller closes it.
+        costs: folder of measured cost models; the one that fits is used. None: no cost model.
+        measure: where none fits, measure in idle time and keep it there.
 
     Attributes:
         bytes: memory of weights and KV cache, by the plan.
@@ -80,6 +89,8 @@ class Opened:
         *,
         available: int | None = None,
         model: Model | None = None,
+        costs: Path | None = None,
+        measure: bool = False,
     ) -> None:
         with contextlib.ExitStack() as opened:
             self.model = model or Model.open(path, name)
@@ -122,6 +133,9 @@ class Opened:
                         f"{options.journal}: cannot be written: {error}", param="engine.journal"
                     ) from error
                 opened.callback(journal.close)
+            threads = Processors.read().threads(backend.threads)
+            book = CostBook(costs, backend, self.model.weights_digest) if costs is not None else None
+            known = book.read() if book is not None else Found(None, None)
             self.engine = Engine(
                 backend,
                 eos_ids=self.model.tokenizer.eos_ids,
@@ -133,13 +147,15 @@ class Opened:
                 max_wait_s=options.max_wait_s or None,
                 weights=dict(options.tenant_weights),
                 journal=journal,
+                cost=known.model,
+                measure=partial(_keep, book) if measure and book is not None else None,
             )
             opened.callback(self.engine.close)
             self.engine.start()
             self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
             card = self.provider.cards[0]
             self.bytes = path.stat().st_size + memory.kv_bytes
-            self.notes = [f"warning: {warning}"] if warning else []
+            self.notes = [f"warning: {text}" for text in (warning, known.problem, *threads.warnings) if text]
             self.notes += [
                 f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",
                 f"backend {backend.name}, {backend.isa}, {backend.threads} threads",
@@ -159,3 +175,11 @@ class Opened:
     def close(self) -> None:
         """Cancel what runs, stop the engine, free weights and KV. Idempotent."""
         self._opened.close()
+
+
+def _keep(book: CostBook, model: CostModel) -> None:
+    """Write a cost model down; a disk that cannot take it costs the next start a measurement, no more."""
+    try:
+        book.write(model)
+    except OSError as error:
+        log.warning("the cost model cannot be kept in %s: %s", book.path, error)

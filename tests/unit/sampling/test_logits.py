@@ -44,6 +44,8 @@ def test_repetition_divides_positive_and_multiplies_negative() -> None:
 def test_smp1_bias_comes_before_repetition() -> None:
     # (1 + 3) / 2 = 2 < 2.5, whereas 1 / 2 + 3 = 3.5 would win.
     assert one([2.5, 1.0], bias={1: 3.0}, repetition=2.0, seen={1: 0}).ids == [0]
+    # (1 + 9) / 2 = 5 wins, whereas the bias lost would not.
+    assert one([2.5, 1.0], bias={1: 9.0}, repetition=2.0, seen={1: 0}).ids == [1]
 
 
 def test_frequency_and_presence_count_the_output_only() -> None:
