@@ -69,6 +69,11 @@ class LocalProvider:
     async def prepare(self, request: Request) -> Prepared:
         """See ``Provider.prepare``. Adds the seed when the request has none, and each prompt's room."""
         params = request.params
+        open_names = {
+            name: self.model.defaults[name] for name in request.left_open if name in self.model.defaults
+        }
+        if open_names:
+            params = msgspec.structs.replace(params, **open_names)
         if params.seed is None:
             # 53 bits: exact in every JSON reader, JavaScript's included.
             params = msgspec.structs.replace(params, seed=secrets.randbits(53))
@@ -131,11 +136,10 @@ class LocalProvider:
     def token(self, id: int) -> tuple[str, bytes]:
         """See ``Provider.token``."""
         tokenizer = self.model.tokenizer
+        if tokenizer.is_special(id):
+            return tokenizer.token_str(id), b""
         raw = tokenizer.token_bytes(id)
-        if raw and not tokenizer.is_special(id):
-            return raw.decode("utf-8", "replace"), raw
-        name = tokenizer.token_str(id)
-        return name, name.encode()
+        return raw.decode("utf-8", "replace"), raw
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """See ``Provider.encode``. Control tokens spelt out in the text stay text."""
