@@ -35,6 +35,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.economics", "galley.audit"),
     ("galley.providers",),
     ("galley.router",),
+    ("galley.results",),
     ("galley.llm",),
     ("galley.endpoint",),
     ("galley.cli",),

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from galley import __version__
-from galley.errors import ContextLengthExceeded, EngineFault, InvalidRequest
+from galley.errors import BadModelFile, ContextLengthExceeded, EngineFault, InvalidRequest
 from galley.model.model import Model
 from galley.providers.base import Load, Meter, ModelCard, Prepared
 from galley.providers.outbox import Outbox
@@ -44,6 +44,10 @@ class LocalProvider:
         self.name = "local"
         self.model = model
         self.engine = engine
+        try:
+            sampling.check(SamplingParams(**model.defaults), model.tokenizer.vocab_size)
+        except InvalidRequest as error:
+            raise BadModelFile(str(model.path), "metadata[general.sampling]", error.message) from error
         self.context = min(context or engine.context, engine.context)
         backend = engine.backend
         code = f"galley {__version__} {backend.name} {backend.isa} {backend.fingerprint}"

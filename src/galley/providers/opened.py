@@ -60,12 +60,22 @@ class Opened:
 
     Raises BadModelFile, TemplateError, ConfigError.
 
+    Args:
+        threaded: start the engine's own thread; without it the caller drives ``engine.turn``.
+
     Attributes:
+        warning: why the backend is not the one hoped for, if so.
         notes: what a user should be told at start, one line each, warnings first.
     """
 
     def __init__(
-        self, path: Path, name: str, options: EngineOptions, *, available: int | None = None
+        self,
+        path: Path,
+        name: str,
+        options: EngineOptions,
+        *,
+        available: int | None = None,
+        threaded: bool = True,
     ) -> None:
         with contextlib.ExitStack() as opened:
             self.model = Model.open(path, name)
@@ -108,9 +118,12 @@ class Opened:
                 model_key=self.model.weights_digest,
             )
             opened.callback(self.engine.close)
-            self.engine.start()
+            if threaded:
+                self.engine.start()
             self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
             card = self.provider.cards[0]
+            self.memory = memory
+            self.warning = warning
             self.notes = [f"warning: {warning}"] if warning else []
             self.notes += [
                 f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",

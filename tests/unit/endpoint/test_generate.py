@@ -128,6 +128,11 @@ async def test_completion_logprobs_of_characters_of_several_tokens(open_desk, st
     assert every["top_logprobs"][0] == {r"bytes:\xc3": -0.25, r"bytes:\xc2": -0.5}
 
 
+async def test_what_a_request_leaves_open_is_said(desk):
+    await desk.complete(temperature=0.5, top_k=None)
+    assert desk.provider.seen[-1].left_open == ["top_p", "top_k", "min_p"]
+
+
 @pytest.mark.parametrize("seed", [-1, -(2**63), 2**63, 2**64 - 1])
 async def test_seeds_of_int64_and_uint64_are_taken(desk, seed):
     response = await desk.chat(seed=seed)
