@@ -164,8 +164,8 @@ def read_metadata(fields: Fields) -> dict[str, str]:
         raise invalid(message, "metadata", "object_above_max_properties")
     found: dict[str, str] = {}
     for key in inner.body:
-        if len(key) > 64 or "\x00" in key:
-            message = "A key of 'metadata' is longer than 64 characters or holds NUL."
+        if len(key) > 64:
+            message = "A key of 'metadata' is longer than 64 characters."
             raise invalid(message, "metadata", "string_above_max_length")
         value = inner.text(key, 512)
         if value is None:
@@ -216,6 +216,8 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
     user = fields.text("user", 512)
     salt = fields.text("cache_salt", 512)
     identifier = fields.text("safety_identifier", 512)
+    if identifier is not None and user is not None and user != identifier:
+        noted.append("user")
     return {
         "id": request_id,
         "api": api,

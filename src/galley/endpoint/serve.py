@@ -17,6 +17,7 @@ from galley.audit.receipts import ReceiptStore
 from galley.config import Config
 from galley.endpoint.access import check_bind
 from galley.endpoint.app import build_app
+from galley.endpoint.protocol import Protocol
 from galley.errors import ConfigError
 from galley.model.store import Entry, Store
 from galley.providers.opened import EngineOptions, Opened
@@ -92,7 +93,7 @@ class Server:
         self._listener = Listener(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="off",
                 log_level="warning",

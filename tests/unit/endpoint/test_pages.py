@@ -32,6 +32,7 @@ async def test_receipts_are_listed_newest_first(desk):
     made = [(await desk.chat(user=f"u{i}")).headers["x-galley-receipt"] for i in range(3)]
     listed = (await desk.http.get("/v1/receipts?limit=2")).json()
     assert [r["id"] for r in listed["data"]] == made[:0:-1] and listed["has_more"]
+    assert not (await desk.http.get("/v1/receipts?limit=3")).json()["has_more"]
     only = (await desk.http.get("/v1/receipts", params={"user": "u0", "model": "fake-1b", "since": 0})).json()
     assert [r["id"] for r in only["data"]] == made[:1]
     assert (await desk.http.get("/v1/receipts/rcp_nope")).status_code == 404
