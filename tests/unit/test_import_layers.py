@@ -37,6 +37,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.economics", "galley.audit"),
     ("galley.providers",),
     ("galley.router",),
+    ("galley.results",),
     ("galley.llm",),
     ("galley.endpoint",),
     ("galley.bench",),

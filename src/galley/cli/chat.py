@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from galley.cli.log import summary
-from galley.cli.sampling import params_of, sampling_options
+from galley.cli.sampling import left_open, params_of, sampling_options
 from galley.cli.session import ENGINE_FLAGS, Session, capture_option, render, settings_options
 from galley.errors import GalleyError
 from galley.types import SamplingParams
@@ -37,7 +37,9 @@ def chat(session: Session, /, model: str | None, system: str | None, quiet: bool
     from galley.cli.house import House
 
     with House(session.config, name) as house, asyncio.Runner() as runner:
-        Conversation(house, runner, params_of(sampling), system=system, quiet=quiet).talk()
+        Conversation(
+            house, runner, params_of(sampling), left_open=left_open(sampling), system=system, quiet=quiet
+        ).talk()
 
 
 class Conversation:
@@ -49,12 +51,14 @@ class Conversation:
         runner: asyncio.Runner,
         params: SamplingParams,
         *,
+        left_open: list[str],
         system: str | None,
         quiet: bool,
     ) -> None:
         self._house = house
         self._runner = runner
         self._params = params
+        self._left_open = left_open
         self._opening: list[dict[str, Any]] = (
             [{"role": "system", "content": system}] if system is not None else []
         )
@@ -99,7 +103,9 @@ class Conversation:
     async def _ask(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One turn; returns the conversation with the answer in it."""
         pieces: list[str] = []
-        async with self._house.open(self._params, api="cli.chat", messages=messages) as answer:
+        async with self._house.open(
+            self._params, api="cli.chat", messages=messages, left_open=self._left_open
+        ) as answer:
             async for delta in answer.deltas():
                 pieces.append(delta.text)
                 click.echo(delta.text, nl=False)

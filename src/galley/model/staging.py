@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import msgspec
+
 from galley.errors import GalleyError
 from galley.model.progress import Progress
 
@@ -28,6 +30,18 @@ class DigestMismatch(PullError):
     """Bytes arrived that are not the ones promised. They are deleted and never used."""
 
     code = "digest_mismatch"
+
+
+class Fetched(msgspec.Struct, frozen=True, kw_only=True):
+    """A file in staging (or, for ``file:``, in its own place), complete and verified."""
+
+    path: Path
+    sha256: str
+    in_place: bool = False
+    """The store refers to the file where it is and never deletes it."""
+    package_sha256: str | None = None
+    revision: str | None = None
+    license: str | None = None
 
 
 class Staging:

@@ -11,8 +11,8 @@ import msgspec
 
 from galley.errors import BadModelFile, GalleyError, InvalidRequest, ModelNotFound
 from galley.model.progress import Progress, Silence
-from galley.model.sources import ALIASES, SECOND_NAMES, Fetched, FileSource, Source, parse_source
-from galley.model.staging import Staging
+from galley.model.sources import ALIASES, SECOND_NAMES, FileSource, Source, parse_source
+from galley.model.staging import Fetched, Staging
 
 ENTRY = "entry.json"
 MAGIC = b"GGUF"
