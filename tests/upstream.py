@@ -79,7 +79,7 @@ class MockUpstream:
                 self.calls[behaviour] += 1
                 if not await self._behave(behaviour, asked, headers, writer):
                     break
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             self.cancelled += 1
         finally:
             self.open.discard(writer)

@@ -115,11 +115,12 @@ class Breaker:
 
 class Budget:
     """Leave for extra calls in proportion to the plain ones: each request deposits ``share``, each extra call
-    takes 1. ``floor`` is there from the start and ``cap`` is the most that can be saved up, so that quiet
-    hours buy no storm. Over any span: extras <= share x requests + cap.
+    takes 1. ``floor`` is there from the start (twice what opens a breaker) and ``cap`` is the most that can be
+    saved up, so that quiet hours buy no storm. Over any span: extras <= share x requests + cap; from the
+    start on, with floor instead of cap.
     """
 
-    def __init__(self, share: float, *, floor: float = 3.0, cap: float = 10.0) -> None:
+    def __init__(self, share: float, *, floor: float = 10.0, cap: float = 100.0) -> None:
         self.share = share
         self._cap = cap
         self._saved = floor
