@@ -1,9 +1,9 @@
-"""Chaos: many requests through one router over three bad upstreams and a local engine's stand-in.
+"""Chaos: many requests through one router over three bad upstreams.
 
     python -m scripts.chaos --requests 10000 --kill-every 30
 
-Everything is real HTTP on the loopback interface (``tests/upstream.py``). One upstream refuses, stalls, limits,
-lies and cuts a few percent of its replies; each in turn is killed and started again. Prints what clients saw.
+Everything is real HTTP on the loopback interface (``tests/upstream.py``). They refuse, stall, limit,
+lie and cut a few percent of their replies; each in turn is killed and started again. Prints what clients saw.
 """
 
 import argparse
@@ -15,13 +15,13 @@ import time
 from typing import Any
 
 import msgspec
+from tests.upstream import WORDS, MockUpstream
 
 from galley.errors import GalleyError, Upstream
 from galley.router.catalog import Catalog, Document
 from galley.router.outside import open_providers
 from galley.router.router import Router
 from galley.types import Receipt, Request, SamplingParams
-from tests.upstream import WORDS, MockUpstream
 
 TEXT = "".join(WORDS)
 SCRIPTS = {
@@ -148,6 +148,59 @@ async def chaos(
     return told
 
 
+async def tails(*, requests: int, concurrency: int, seed: int) -> dict[str, Any]:
+    """Time to the first output with and without hedging, over two upstreams that are slow for 5 % of their
+    calls (0.5 s instead of 5 ms). Alternates between the two, a tenth of the requests at a time."""
+    firsts: dict[float, list[float]] = {0.0: [], 0.05: []}
+    calls = dict.fromkeys(firsts, 0)
+    ups = [
+        MockUpstream(name, weights={"ok": 0.95, "slow": 0.05}, seed=seed + i, delay_s=0.005, slow_s=0.5)
+        for i, name in enumerate(("one", "two"))
+    ]
+    for up in ups:
+        up.keep_bodies = False
+        await up.start()
+    routers = {share: build(ups, Kept(), seed, hedge=share) for share in firsts}
+    for part in range(20):
+        share = (0.0, 0.05)[part % 2]
+
+        async def client(share: float = share) -> None:
+            for number in range(requests // 10 // concurrency):
+                request = Request(
+                    id=f"req_{number}",
+                    api="tails",
+                    model="big",
+                    params=SamplingParams(),
+                    created=time.time(),
+                    messages=[{"role": "user", "content": "Six by seven?"}],
+                    stream=True,
+                )
+                began = time.monotonic()
+                async with routers[share].open(request) as answer:
+                    firsts[share].append(time.monotonic() - began)
+                    async for _ in answer.deltas():
+                        pass
+                assert answer.receipt is not None
+                calls[share] += len(answer.receipt.attempts)
+
+        await asyncio.gather(*(client() for _ in range(concurrency)))
+    for router in routers.values():
+        for provider in router.catalog.providers():
+            provider.close()  # type: ignore[attr-defined]
+    for up in ups:
+        await up.kill()
+    told: dict[str, Any] = {}
+    for share, times in firsts.items():
+        times.sort()
+        told["hedged" if share else "plain"] = {
+            "requests": len(times),
+            "calls": calls[share],
+            "ttft_p50_ms": round(1e3 * statistics.median(times), 1),
+            "ttft_p99_ms": round(1e3 * times[int(0.99 * (len(times) - 1))], 1),
+        }
+    return told
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -158,7 +211,12 @@ def main() -> None:
     parser.add_argument("--kill-every", type=float, default=30.0)
     parser.add_argument("--hedge", type=float, default=0.05, help="share of requests that may be hedged")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tails", action="store_true", help="compare tails with and without hedging instead")
     given = parser.parse_args()
+    if given.tails:
+        told = asyncio.run(tails(requests=given.requests, concurrency=given.concurrency, seed=given.seed))
+        print(json.dumps(told, indent=1))
+        return
     told = asyncio.run(
         chaos(
             requests=given.requests,

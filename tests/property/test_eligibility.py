@@ -142,9 +142,9 @@ def violations(built, request, offer, price):
     if away and tokens > built.models[offer.model].context + 8:
         wrong.append("context")
     least = len(text) / 8 * price.input + (request.params.max_tokens or 0) * request.params.n * price.output
-    for limit in (policy.max_usd, told.get("galley.max_usd")):
-        if limit is not None and least > float(limit) * 1e12:
-            wrong.append("budget")
+    limits = [float(x) * 1e12 for x in (policy.max_usd, told.get("galley.max_usd")) if x is not None]
+    if limits and least > min(limits):
+        wrong.append("budget")
     if built.provider(offer.provider) is None:
         wrong.append("not running")
     asked = request.model

@@ -72,9 +72,10 @@ class Outcomes:
         quality: Floats,
         cost: Floats,
         unit: str,
+        sort: bool = True,
     ) -> None:
-        # Rounded, so that equal prices stay in the order given whichever rows are taken.
-        order = np.argsort(np.round(cost.mean(axis=0), 9), kind="stable")
+        # A selection of rows keeps the order of the whole.
+        order = np.argsort(cost.mean(axis=0), kind="stable") if sort else np.arange(len(models))
         self.name = name
         self.prompts = prompts
         self.groups = groups
@@ -97,6 +98,7 @@ class Outcomes:
             quality=self.quality[rows],
             cost=self.cost[rows],
             unit=self.unit,
+            sort=False,
         )
 
     @classmethod
@@ -156,7 +158,7 @@ class Outcomes:
     @classmethod
     def _many(cls, name: str, path: Path, text: str, prices: Prices | None) -> "Outcomes":
         rows: dict[str, tuple[str, dict[str, float]]] = {}
-        for line, piece in enumerate(text.splitlines(), 1):
+        for line, piece in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold U+2028
             if not piece.strip():
                 continue
             try:

@@ -64,6 +64,7 @@ class Pursuit:
 
     Args:
         sequence: eligible offers, best first.
+        patience_s: most seconds to wait, in all, while every offer is limited or open.
         hedges: budget of hedged calls, shared by all requests; None is off.
         hedge_after_s: seconds without a commit after which a second offer is asked too; None takes the first
             offer's 95th percentile once it is known.
@@ -81,6 +82,7 @@ class Pursuit:
         health: Callable[[str], Health],
         *,
         retries: int,
+        patience_s: float,
         hedges: Budget | None,
         hedge_after_s: float | None,
         started: float,
@@ -93,6 +95,7 @@ class Pursuit:
         self._served = served
         self._health = health
         self._retries = retries
+        self._patience = patience_s
         self._hedges = hedges
         self._hedge_after_s = hedge_after_s
         self._started = started
@@ -116,7 +119,7 @@ class Pursuit:
     async def _win(self) -> Won:
         last: GalleyError | None = None
         for number in range(self._retries + 1):
-            taken = await self._next(last)
+            taken = await self._next()
             if taken is None:
                 break
             candidate, ticket = taken
@@ -166,7 +169,7 @@ class Pursuit:
                 self._dead.add(each.offer.key)
         return any(each.offer.key not in self._dead for each in self._sequence)
 
-    async def _next(self, last: GalleyError | None) -> tuple[Candidate, Ticket] | None:
+    async def _next(self) -> tuple[Candidate, Ticket] | None:
         """The least tried of those that may be asked, in order; waits where that is worth it."""
         while True:
             open_ = [c for c in self._sequence if c.offer.key not in self._dead]
@@ -187,11 +190,10 @@ class Pursuit:
                 ticket = health.breaker.take()
                 if ticket is not None:
                     return candidate, ticket
-            # Only a rate limit that ends soon is worth waiting for, and only after a failure of our own.
-            if last is None or soonest is None or soonest > CAP_S:
+            # A rate limit or an open breaker that ends soon is waited for; a long one fails at once.
+            if soonest is None or soonest > self._patience or time.monotonic() + soonest >= self._deadline:
                 return None
-            if time.monotonic() + soonest >= self._deadline:
-                return None
+            self._patience -= soonest
             await asyncio.sleep(soonest)
 
     async def _try(self, candidate: Candidate, ticket: Ticket) -> Won:

@@ -102,6 +102,9 @@ class PolicyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Most a single request may cost, in USD."""
     retries: int = 3
     """Most attempts after the first."""
+    patience_s: float = 2.5
+    """Longest wait, in all, while every eligible provider is rate-limited or its breaker is open; when it
+    would take longer, the answer is a 503 with Retry-After at once."""
     retry_share: float = 0.2
     """Retries per request, over time, per upstream."""
     hedge_share: float = 0.05

@@ -55,7 +55,7 @@ class Breaker:
         """Seconds until a request could be let through; 0 when one could now."""
         if self.state == "open":
             return max(0.0, self._until - self._clock())
-        return self._base_s / 10 if self.state == "half-open" and self._probing else 0.0
+        return min(0.1, self._base_s / 10) if self.state == "half-open" and self._probing else 0.0
 
     def take(self) -> Ticket | None:
         """Leave to send, or None."""
@@ -115,8 +115,8 @@ class Breaker:
 
 class Budget:
     """Leave for extra calls in proportion to the plain ones: each request deposits ``share``, each extra call
-    takes 1. ``floor`` is there from the start (twice what opens a breaker) and ``cap`` is the most that can be
-    saved up, so that quiet hours buy no storm. Over any span: extras <= share x requests + cap; from the
+    takes 1. ``floor`` is there from the start (twice what opens a breaker) and ``cap`` is the most that can
+    be saved up, so that quiet hours buy no storm. Over any span: extras <= share x requests + cap; from the
     start on, with floor instead of cap.
     """
 

@@ -161,6 +161,7 @@ class Router:
             lambda candidate: self.catalog.served(candidate.offer),
             self.health,
             retries=policy.retries,
+            patience_s=policy.patience_s,
             hedges=self._hedges,
             hedge_after_s=policy.hedge_after_s,
             started=started,

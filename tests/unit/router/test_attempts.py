@@ -116,7 +116,7 @@ async def test_all_keys_dead_is_our_fault_not_the_clients():
 
 async def test_with_everything_failing_extra_calls_stay_within_the_budget():
     async with MockUpstream("a", weights={"refuse": 1}) as a, MockUpstream("b", weights={"refuse": 1}) as b:
-        router, ledger = build([a, b], retries=3)
+        router, ledger = build([a, b], retries=3, patience_s=0.05)
         for _ in range(300):
             with pytest.raises(GalleyError):
                 await ask(router)
