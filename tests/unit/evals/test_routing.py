@@ -137,7 +137,7 @@ def test_training_learns_and_the_file_says_the_same(pair, tmp_path):
     }
     assert wanted | {"galley"} == set(policies)
     share = np.mean([scorer.scores(p)[0] > file.thresholds["cost25"] for p in held.prompts])
-    assert share == pytest.approx(0.25, abs=0.12), "a threshold means what its name says"
+    assert share == pytest.approx(0.25, abs=0.2), "a threshold means what its name says"
     everything = msgspec.structs.replace(file, keys=sorted(pair.keys))
     with pytest.raises(InvalidRequest, match="not trained on"):
         evaluate(everything, pair)
