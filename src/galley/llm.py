@@ -22,6 +22,7 @@ from galley.providers.base import Meter
 from galley.providers.local import ChoiceText, LocalProvider
 from galley.providers.opened import BLOCK, memory_available
 from galley.runtime.backend import native_missing, open_backend
+from galley.runtime.costbook import CostBook
 from galley.runtime.engine import Engine
 from galley.runtime.memory import plan_memory
 from galley.runtime.out import StepOut
@@ -156,6 +157,7 @@ class LLM:
                 max_queue=2**31,  # offline the caller's list is the queue
                 context=wanted.context,
                 model_key=self.model.weights_digest,
+                cost=CostBook(config.home / "cost", running, self.model.weights_digest).read().model,
             )
             opened.callback(self.engine.close)
             self._provider = LocalProvider(self.model, self.engine)

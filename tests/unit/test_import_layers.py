@@ -26,6 +26,8 @@ LAYERS: list[tuple[str, ...]] = [
         "galley.runtime.stats",
         "galley.runtime.scheduler",
         "galley.runtime.memory",
+        "galley.runtime.cost",
+        "galley.runtime.processors",
         "galley.runtime.sampling",
         "galley.runtime.text",
     ),
@@ -38,6 +40,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.evals",),  # training and measuring routers; serving a trained one does not reach it
     ("galley.llm",),
     ("galley.endpoint",),
+    ("galley.bench",),
     ("galley.cli",),
 ]
 
@@ -48,6 +51,8 @@ PURE = (
     "galley.runtime.job",
     "galley.runtime.queue",
     "galley.runtime.policy",
+    "galley.runtime.cost",
+    "galley.runtime.processors",
     "galley.runtime.sampling.params",
     "galley.economics",
     "galley.audit",
