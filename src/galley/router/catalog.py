@@ -4,6 +4,7 @@ Two nouns kept apart. A ``Logical`` model is what a request may ask for and what
 ``Offer`` is one provider's serving of it. Routes are names that stand for a choice (``auto``).
 """
 
+import contextlib
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from galley.economics.price import FREE, PriceBook, PriceVersion, pico, version
+from galley.economics.price import FREE, PriceBook, PriceVersion, UnknownPrice, pico, version
 from galley.errors import ConfigError, ModelNotFound
 from galley.providers.base import ModelCard, Provider
 from galley.router.facts import CAPABILITIES
@@ -285,6 +286,14 @@ class Catalog:
                     context=card.context,
                 )
             )
+
+    def warm(self, on: Any) -> None:
+        """Look every price up once, so that no request waits for the package that holds them. Raises
+        ConfigError when it is needed and not installed."""
+        for offers in self.offers.values():
+            for offer in offers:
+                with contextlib.suppress(UnknownPrice):
+                    self.price(offer, on)
 
     def price(self, offer: Offer, on: Any) -> PriceVersion:
         """The price of an offer on a day. Raises UnknownPrice."""

@@ -82,6 +82,7 @@ class Chooser:
         self._health = health
         self._today = today
         self._rng = rng
+        catalog.warm(today())
         self._policies = {name: self._policy(table, read) for name, table in catalog.routes.items()}
         self._sessions: OrderedDict[str, tuple[str, str, int]] = OrderedDict()
 
@@ -122,6 +123,10 @@ class Chooser:
         if not eligible.models:
             raise refuse(name, refused)
         choice = policy.choose(self._question(request, facts, eligible))
+        if name not in catalog.routes and choice.order[0] != models[0]:
+            choice = msgspec.structs.replace(
+                choice, reason=f"{choice.reason}; not eligible, so its declared fallback"
+            )
         warm = self._sessions.get(facts.session) if facts.session else None
         if warm is not None:
             choice = self._stick(choice, eligible, warm)
