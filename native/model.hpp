@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -85,6 +86,12 @@ class Model {
     int blocks() const { return blocks_; }
     const char* isa() const { return k_.name; }
     size_t weight_bytes() const { return weight_bytes_; }
+    // One KV block of all layers: `block_bytes` contiguous bytes of the arena. Throws when there is no such block.
+    size_t block_bytes() const { return kv_bytes_per_token() * kPage; }
+    uint8_t* block(int i) const {
+        if (i < 0 || i >= blocks_) throw std::invalid_argument("block id outside the arena");
+        return kv_->data() + block_bytes() * i;
+    }
     size_t kv_bytes_per_token() const { return (size_t)shape_.layers * shape_.kv_rows() * 2 * sizeof(uint16_t); }
 
    private:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from galley.kv.disk import DiskStats
 from galley.runtime.scheduler import Scheduler
 
 __all__ = ["EngineStats"]
@@ -31,10 +32,22 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     violations: int
     context: int
     block_size: int
+    disk: DiskStats | None = None
+    """The disk tier; None when there is none."""
+    disk_hit_tokens: int = 0
+    """Prompt tokens that came back from disk."""
 
     @classmethod
     def of(
-        cls, scheduler: Scheduler, *, inbox: int, draining: bool, faults: int, violations: int
+        cls,
+        scheduler: Scheduler,
+        *,
+        inbox: int,
+        draining: bool,
+        faults: int,
+        violations: int,
+        disk: DiskStats | None = None,
+        disk_hit_tokens: int = 0,
     ) -> "EngineStats":
         """Read them; cheap, and safe beside a running engine thread."""
         counters, pool = scheduler.counters, scheduler.pool
@@ -60,4 +73,6 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
             violations=violations,
             context=scheduler.admission.room,
             block_size=scheduler.block_size,
+            disk=disk,
+            disk_hit_tokens=disk_hit_tokens,
         )
