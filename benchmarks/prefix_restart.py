@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.prefix_restart [--model NAME] [--tokens 2000] [--pairs 5] [--drop-pages]``
 
-Every sample is a process of its own with a fresh arena, through ``Engine``. A cold sample starts with an empty
-folder and leaves its KV there on closing; the sample after it is the restart: same prompt and one more
+Every sample is a process of its own with a fresh arena, through ``Engine``. A cold sample starts with an
+empty folder and leaves its KV there on closing; the sample after it is the restart: same prompt and one more
 sentence, as another user of the same system prompt would send. The clock runs from ``submit`` to the first
 token. ``--drop-pages`` asks the system to forget the files' pages before the restart, as after a reboot.
 """
@@ -28,7 +28,7 @@ from galley.runtime.tier import DiskOptions
 from galley.types import SamplingParams
 
 TEXT = (
-    "You are the assistant of a harbour office. You answer questions about berths, tides, pilots, customs and "
+    "You are the assistant of a harbour office. You answer questions on berths, tides, pilots, customs and "
     "the weather, briefly and with the rule that applies. Rule {n}: a vessel of more than {m} metres gives "
     "notice {h} hours before it arrives at berth {n}. "
 )

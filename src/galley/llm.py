@@ -20,7 +20,7 @@ from galley.model.model import Model
 from galley.model.store import Store
 from galley.providers.base import Meter
 from galley.providers.local import ChoiceText, LocalProvider
-from galley.providers.opened import BLOCK, memory_available
+from galley.providers.opened import BLOCK, disk_options, memory_available
 from galley.runtime.backend import native_missing, open_backend
 from galley.runtime.engine import Engine
 from galley.runtime.memory import plan_memory
@@ -87,6 +87,7 @@ class LLM:
         model: a name in the store (``smollm2-135m``), or a path of a GGUF file.
         threads, backend, isa, kv_memory (bytes), context, token_budget, max_jobs: as in the configuration,
             which also has the defaults; see ``galley config show``.
+        kv_disk: bytes of KV kept on disk for the next process; default: none, unless the settings say so.
         receipts: where the receipts go; default: ``$GALLEY_HOME``'s store.
         home: the folder of models and receipts instead of ``$GALLEY_HOME``.
 
@@ -104,6 +105,7 @@ class LLM:
         context: int | None = None,
         token_budget: int | None = None,
         max_jobs: int | None = None,
+        kv_disk: int | None = None,
         receipts: ReceiptStore | None = None,
         home: Path | str | None = None,
     ) -> None:
@@ -117,6 +119,7 @@ class LLM:
                 "engine.context": context,
                 "engine.token_budget": token_budget,
                 "engine.max_jobs": max_jobs,
+                "kv.disk_bytes": kv_disk,
             }
         )
         wanted = config.engine
@@ -156,6 +159,8 @@ class LLM:
                 max_queue=2**31,  # offline the caller's list is the queue
                 context=wanted.context,
                 model_key=self.model.weights_digest,
+                # A library writes no prompts' KV to disk unless it was asked to, here or in the settings.
+                disk=None if config.origin("kv.disk_bytes") == "default" else disk_options(config),
             )
             opened.callback(self.engine.close)
             self._provider = LocalProvider(self.model, self.engine)

@@ -19,7 +19,7 @@ from galley.endpoint.access import check_bind
 from galley.endpoint.app import build_app
 from galley.errors import ConfigError
 from galley.model.store import Entry, Store
-from galley.providers.opened import EngineOptions, Opened
+from galley.providers.opened import EngineOptions, Opened, disk_options
 from galley.router.router import Router
 
 __all__ = ["Server", "serve"]
@@ -46,7 +46,8 @@ def serve(config: Config) -> None:
     options = EngineOptions(
         **{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__}
     )
-    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options))
+    disk = disk_options(config)
+    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options, disk=disk))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
 

@@ -134,6 +134,21 @@ class DiskStore:
         with self._lock:
             return list(self._index.entries.values())
 
+    def models(self) -> list[dict[str, object]]:
+        """For each identity on disk: its folder, blocks and bytes, and what it is made of."""
+        found: dict[str, dict[str, object]] = {}
+        counts: dict[str, tuple[int, int]] = {}
+        for entry in self.entries():
+            blocks, size = counts.get(entry.folder, (0, 0))
+            counts[entry.folder] = (blocks + 1, size + entry.size)
+        for folder, (blocks, size) in sorted(counts.items()):
+            label: dict[str, str] = {}
+            with contextlib.suppress(OSError, msgspec.MsgspecError):  # the label is for people
+                raw = (self.path / folder / "identity.json").read_bytes()
+                label = msgspec.json.decode(raw, type=dict[str, str])
+            found[folder] = {"folder": folder, "blocks": blocks, "bytes": size, "identity": label}
+        return list(found.values())
+
     def records(self) -> list[Record]:
         """Pins and unexpired holds, oldest first."""
         with self._lock:
@@ -146,6 +161,12 @@ class DiskStore:
             if self._index.bytes > self.limit:
                 faults.append(f"{self._index.bytes} bytes, limit {self.limit}")
         return faults
+
+    def room(self, blocks: int, block_bytes: int) -> bool:
+        """Whether so many more blocks could be pinned or held now."""
+        with self._lock:
+            self._kept.expire()
+            return self._index.kept_bytes + blocks * rounded(HEADER_BYTES + block_bytes) <= self._kept.most
 
     # ---- blocks
 

@@ -2,19 +2,23 @@
 
 import contextlib
 import os
+import tempfile
 import time
 from pathlib import Path
 
 import msgspec
 
+from galley.config import Config
 from galley.errors import ConfigError
+from galley.kv.disk import DiskStore
 from galley.model.model import Model
 from galley.providers.local import LocalProvider
 from galley.runtime.backend import native_missing, open_backend
 from galley.runtime.engine import Engine
-from galley.runtime.memory import plan_memory
+from galley.runtime.memory import plan_memory, size
+from galley.runtime.tier import DiskOptions
 
-__all__ = ["EngineOptions", "Opened", "memory_available"]
+__all__ = ["EngineOptions", "Opened", "disk_options", "memory_available"]
 
 BLOCK = 16
 """Tokens in a KV block, of both backends."""
@@ -53,6 +57,34 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     context: int | None = None
 
 
+def disk_options(config: Config) -> DiskOptions | None:
+    """The disk tier as configured; None when it is switched off."""
+    if config.kv.disk_bytes == 0:
+        return None
+    return DiskOptions(path=config.kv.disk_path, limit=config.kv.disk_bytes)
+
+
+def usable(disk: DiskOptions | None) -> tuple[DiskOptions | None, str | None]:
+    """The disk tier, or why there can be none: a server without it still serves."""
+    if disk is None:
+        return None, None
+    try:
+        disk.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=disk.path):
+            return disk, None
+    except OSError as error:
+        return None, f"KV is kept in memory alone: {error}"
+
+
+def kept_on_disk(store: DiskStore) -> str:
+    """One line about the disk tier, for the start of a server."""
+    stats = store.stats()
+    return (
+        f"KV on disk: {size(stats.bytes)} of {size(store.limit)} in {store.path} "
+        f"(kv.disk_bytes = 0 switches it off)"
+    )
+
+
 class Opened:
     """A running model: ``provider`` answers until ``close``.
 
@@ -65,7 +97,13 @@ class Opened:
     """
 
     def __init__(
-        self, path: Path, name: str, options: EngineOptions, *, available: int | None = None
+        self,
+        path: Path,
+        name: str,
+        options: EngineOptions,
+        *,
+        available: int | None = None,
+        disk: DiskOptions | None = None,
     ) -> None:
         with contextlib.ExitStack() as opened:
             self.model = Model.open(path, name)
@@ -98,6 +136,7 @@ class Opened:
                 isa=options.isa,
             )
             opened.callback(backend.close)
+            disk, no_disk = usable(disk)
             self.engine = Engine(
                 backend,
                 eos_ids=self.model.tokenizer.eos_ids,
@@ -106,17 +145,20 @@ class Opened:
                 max_queue=options.max_queue,
                 context=options.context,
                 model_key=self.model.weights_digest,
+                disk=disk,
             )
             opened.callback(self.engine.close)
             self.engine.start()
             self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
             card = self.provider.cards[0]
-            self.notes = [f"warning: {warning}"] if warning else []
+            self.notes = [f"warning: {words}" for words in (warning, no_disk) if words]
             self.notes += [
                 f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",
                 f"backend {backend.name}, {backend.isa}, {backend.threads} threads",
                 f"KV {memory.explanation}; context {card.context} tokens",
             ]
+            if self.engine.disk is not None:
+                self.notes.append(kept_on_disk(self.engine.disk))
             self._opened = opened.pop_all()
 
     def close(self) -> None:

@@ -151,6 +151,7 @@ class Answer:
         try:
             self._route, self.provider, self.card = self._router.route(self.request)
             self.prepared = await self.provider.prepare(self.request)
+            self.request = self.prepared.request  # with what the provider had to adjust
             self._run = await self.provider.start(self.prepared, self._meter)
         except BaseException as error:
             await self._settle(error)
