@@ -20,8 +20,7 @@ from tests.tiny import tiny_gguf
 
 B, TOTAL = 16, 10
 PROMPT = [(7 * i + 3) % 290 + 3 for i in range(5 * B + 5)]
-KINDS = ["reference", "native"]
-MODELS = [("llama", "Q4_1"), ("qwen3", "Q8_0")]
+ROWS = [("llama", "Q4_1", "reference"), ("llama", "Q4_1", "native"), ("qwen3", "Q8_0", "native")]
 
 
 def eager():
@@ -29,7 +28,7 @@ def eager():
     return Pace(token_s=1.0, byte_s=1e-12, trip_s=0.0)
 
 
-@pytest.fixture(scope="module", params=[(*m, k) for k in KINDS for m in MODELS], ids="-".join)
+@pytest.fixture(scope="module", params=ROWS, ids="-".join)
 def opened(request, tmp_path_factory):
     arch, types, kind = request.param
     if kind == "native" and (why := native_missing()):

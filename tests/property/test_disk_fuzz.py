@@ -18,7 +18,10 @@ NAMES = st.one_of(
     st.builds(".tmp-{}-ab-{}".format, st.integers(0, 10**9), st.integers(0, 9)),
     st.text("abcdef0123456789-.kvtmp", min_size=1, max_size=40).filter(lambda s: s.strip(".")),
 )
-QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+QUIET = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
 
 
 def block(store, tokens=(1, 2)):
@@ -68,8 +71,16 @@ def test_any_files_in_the_folder(tmp_path_factory, names, own):
 RECORDS = st.one_of(
     st.binary(max_size=60),
     st.fixed_dictionaries(
-        {"name": st.text(max_size=5), "leaf": st.text("0af", max_size=34), "folder": st.text("0f", max_size=34)},
-        optional={"until": st.one_of(st.none(), st.floats()), "blocks": st.integers(), "created": st.floats()},
+        {
+            "name": st.text(max_size=5),
+            "leaf": st.text("0af", max_size=34),
+            "folder": st.text("0f", max_size=34),
+        },
+        optional={
+            "until": st.one_of(st.none(), st.floats()),
+            "blocks": st.integers(),
+            "created": st.floats(),
+        },
     ).map(lambda record: json.dumps(record).encode()),
 )
 

@@ -43,7 +43,10 @@ class DiskMachine(RuleBasedStateMachine):
     def restart(self):
         """As after kill -9: nothing is closed, nothing flushed."""
         self.store = DiskStore(
-            Path(self.folder.name), LIMIT * FILE, identity={"weights": "w"}, clock=lambda: self.base + self.now
+            Path(self.folder.name),
+            LIMIT * FILE,
+            identity={"weights": "w"},
+            clock=lambda: self.base + self.now,
         )
 
     base = 4e9  # later than any file's own time, so that the clock decides

@@ -131,7 +131,7 @@ def list_cache(session: Session, as_json: bool) -> None:
                 "bytes": stats.bytes if stats else 0,
                 "blocks": stats.blocks if stats else 0,
                 "kept_bytes": stats.kept_bytes if stats else 0,
-                "models": [] if store is None else store.models(),
+                "models": [] if store is None else _models(store),
                 "pins": [record for record in records if record.until is None],
                 "holds": [record for record in records if record.until is not None],
             }
@@ -191,6 +191,24 @@ def _look(path: Path) -> "DiskStore | None":
     from galley.kv.disk import DiskStore
 
     return DiskStore(path, 1 << 62) if path.is_dir() else None
+
+
+def _models(store: "DiskStore") -> list[dict[str, object]]:
+    """For each identity on disk: its folder, blocks and bytes, and what it is made of."""
+    import json
+
+    counts: dict[str, tuple[int, int]] = {}
+    for entry in store.entries():
+        blocks, total = counts.get(entry.folder, (0, 0))
+        counts[entry.folder] = (blocks + 1, total + entry.size)
+    found: list[dict[str, object]] = []
+    for folder, (blocks, total) in sorted(counts.items()):
+        try:
+            identity = json.loads((store.path / folder / "identity.json").read_bytes())
+        except (OSError, ValueError):
+            identity = None  # the label is for people; the blocks themselves say whose they are
+        found.append({"folder": folder, "blocks": blocks, "bytes": total, "identity": identity})
+    return found
 
 
 def _clock(when: float) -> str:

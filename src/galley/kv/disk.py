@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,8 +22,9 @@ import msgspec
 
 from galley.errors import CacheFull
 from galley.kv.blockfile import HEADER_BYTES, BlockFile, DamagedError
+from galley.kv.figures import DiskStats
 from galley.kv.files import alive, fsync_file, fsync_folder, rounded, write_whole
-from galley.kv.index import Entry, Index, key_of
+from galley.kv.index import Entry, Index, listed
 from galley.kv.kept import SHARE, Kept
 from galley.kv.pins import Record, check_name
 
@@ -35,32 +36,7 @@ PAUSE_S = 30.0
 """After a write that the disk refused, nothing is written for so long."""
 STAMP_S = 60.0
 """A file's time follows its use at most so often."""
-FOLDER = re.compile(r"[0-9a-f]{32}")
-FILE = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})-([0-9]{1,7})\.kv")
 SCRATCH = re.compile(r"\.tmp-([0-9]{1,10})-[0-9a-f]+-[0-9]+")
-
-
-class DiskStats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot; totals since this process opened the store.
-
-    Attributes:
-        bytes, blocks: on disk now, of all models. kept_bytes: of them pinned or held.
-        damaged: files that failed verification and were removed. refused: blocks and holds for which there
-            was no room beside what is kept. failures: writes that the disk refused. fault: the last of them
-            in words, None once a later one went through.
-    """
-
-    limit: int
-    bytes: int
-    blocks: int
-    kept_bytes: int
-    saved: int
-    loaded: int
-    evicted: int
-    damaged: int
-    refused: int
-    failures: int
-    fault: str | None
 
 
 class DiskStore:
@@ -133,21 +109,6 @@ class DiskStore:
         """Every block known, of all identities."""
         with self._lock:
             return list(self._index.entries.values())
-
-    def models(self) -> list[dict[str, object]]:
-        """For each identity on disk: its folder, blocks and bytes, and what it is made of."""
-        found: dict[str, dict[str, object]] = {}
-        counts: dict[str, tuple[int, int]] = {}
-        for entry in self.entries():
-            blocks, size = counts.get(entry.folder, (0, 0))
-            counts[entry.folder] = (blocks + 1, size + entry.size)
-        for folder, (blocks, size) in sorted(counts.items()):
-            label: dict[str, str] = {}
-            with contextlib.suppress(OSError, msgspec.MsgspecError):  # the label is for people
-                raw = (self.path / folder / "identity.json").read_bytes()
-                label = msgspec.json.decode(raw, type=dict[str, str])
-            found[folder] = {"folder": folder, "blocks": blocks, "bytes": size, "identity": label}
-        return list(found.values())
 
     def records(self) -> list[Record]:
         """Pins and unexpired holds, oldest first."""
@@ -348,10 +309,13 @@ class DiskStore:
         """Read the folder again: what other processes added, removed or pinned. O(files)."""
         with self._lock:
             self._stamp = self._kept.pins.stamp()
-            found = sorted(self._scan(dict(self._index.entries)), key=lambda entry: entry.depth)
+            known = dict(self._index.entries)
+            found = sorted(listed(self.path), key=lambda entry: entry.depth)
             self._index.clear()
             for entry in found:
                 if self._index.fits(entry):
+                    before = known.get(entry.key)
+                    entry.used = max(entry.used, before.used if before is not None else 0.0)
                     self._index.add(entry)
                 else:
                     self._unlink(entry)  # its head was removed by hand, or by a crash between two unlinks
@@ -363,28 +327,6 @@ class DiskStore:
         """``sync`` if a pin was set or dropped by another process since. One stat."""
         if self._kept.pins.stamp() != self._stamp:
             self.sync()
-
-    def _scan(self, known: Mapping[bytes, Entry]) -> Iterator[Entry]:
-        for folder in sorted(self.path.iterdir()):
-            if FOLDER.fullmatch(folder.name) is None or not folder.is_dir():
-                continue
-            for item in os.scandir(folder):
-                match = FILE.fullmatch(item.name)
-                if match is None:
-                    continue
-                digest = bytes.fromhex(match[1])
-                with contextlib.suppress(FileNotFoundError):
-                    stat = item.stat()
-                    before = known.get(key_of(folder.name, digest))
-                    used = max(stat.st_mtime, before.used if before is not None else 0.0)
-                    yield Entry(
-                        digest,
-                        bytes.fromhex(match[2]),
-                        depth=int(match[3]),
-                        folder=folder.name,
-                        size=rounded(stat.st_size),
-                        used=used,
-                    )
 
     def _add(self, entry: Entry) -> None:
         self._index.add(entry)

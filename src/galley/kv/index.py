@@ -1,9 +1,18 @@
 """What the disk tier knows of its files: chains of blocks, which must stay, and which goes first."""
 
+import contextlib
+import os
+import re
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
+from pathlib import Path
 
-__all__ = ["Entry", "Index"]
+from galley.kv.files import rounded
+
+__all__ = ["Entry", "Index", "listed"]
+
+FOLDER = re.compile(r"[0-9a-f]{32}")
+FILE = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})-([0-9]{1,7})\.kv")
 
 
 class Entry:
@@ -195,3 +204,27 @@ class Index:
     def _rebuild(self) -> None:
         self._leaves = [(e.used, e.key) for e in self.entries.values() if not e.children and not e.kept]
         heapify(self._leaves)
+
+
+def listed(path: Path) -> Iterator[Entry]:
+    """Every block file in the folders of all identities, in no order; other files are none of ours.
+
+    Raises OSError when a folder cannot be read.
+    """
+    for folder in sorted(path.iterdir()):
+        if FOLDER.fullmatch(folder.name) is None or not folder.is_dir():
+            continue
+        for item in os.scandir(folder):
+            match = FILE.fullmatch(item.name)
+            if match is None:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                stat = item.stat()
+                yield Entry(
+                    bytes.fromhex(match[1]),
+                    bytes.fromhex(match[2]),
+                    depth=int(match[3]),
+                    folder=folder.name,
+                    size=rounded(stat.st_size),
+                    used=stat.st_mtime,
+                )

@@ -7,69 +7,27 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from functools import partial
 from threading import Condition, Thread
+from typing import Unpack
 
-from galley.errors import ConfigError, EngineFault, GalleyError, InvalidRequest, Overloaded
+from galley.errors import EngineFault, GalleyError, InvalidRequest, Overloaded
 from galley.kv.disk import DiskStore
-from galley.runtime.arrival import Arrival
+from galley.runtime.arrival import Arrival, Terms
 from galley.runtime.backend.base import Backend
 from galley.runtime.loop import Loop
 from galley.runtime.mailbox import Mailbox, Stream
-from galley.runtime.meter import Costs, JobMeter
+from galley.runtime.meter import JobMeter
 from galley.runtime.out import StepOut
 from galley.runtime.pace import Pace
 from galley.runtime.park import Parked, park, resume
 from galley.runtime.policy import Policy
-from galley.runtime.scheduler import Scheduler
+from galley.runtime.setup import build_scheduler
 from galley.runtime.stats import EngineStats
-from galley.runtime.tier import DiskOptions, DiskTier, identity
-from galley.types import CacheHint, SamplingParams
+from galley.runtime.tier import DiskOptions, DiskTier
+from galley.types import SamplingParams
 
 __all__ = ["Engine", "EngineStats", "JobMeter", "StepOut", "build_scheduler"]
 
 log = logging.getLogger(__name__)
-
-
-def build_scheduler(
-    backend: Backend,
-    *,
-    eos_ids: tuple[int, ...] | frozenset[int],
-    token_budget: int,
-    max_jobs: int,
-    max_queue: int,
-    context: int | None,
-    model_key: str = "",
-    chunk: int | None = None,
-    policy: Policy | None = None,
-) -> Scheduler:
-    """A scheduler of the backend's sizes.
-
-    ``context=None`` is the model's own, or what the KV pool holds where that is less. Raises ConfigError when
-    an explicit context is more than either.
-    """
-    spec = backend.spec
-    most = min(spec.context, backend.num_blocks * backend.block_size)
-    if context is not None and not 1 <= context <= most:
-        raise ConfigError(
-            f"a context of {context} tokens is not within 1..{most} (model: {spec.context}, "
-            f"KV memory: {backend.num_blocks * backend.block_size})",
-            param="engine.context",
-        )
-    return Scheduler(
-        num_blocks=backend.num_blocks,
-        block_size=backend.block_size,
-        vocab=spec.vocab,
-        context=context or most,
-        eos=frozenset(eos_ids),
-        token_budget=token_budget,
-        chunk=chunk,
-        max_jobs=max_jobs,
-        max_queue=max_queue,
-        model_key=f"{model_key}/{backend.fingerprint}",
-        policy=policy,
-        costs=Costs.of(
-            spec, weight_bytes=backend.weight_bytes, kv_bytes_per_token=backend.kv_bytes_per_token
-        ),
-    )
 
 
 class Engine:
@@ -122,15 +80,8 @@ class Engine:
         self._wake = Condition()
         self._tier: DiskTier | None = None
         if disk is not None:
-            if not model_key:
-                raise ConfigError("KV on disk needs the digest of the weights", param="kv.disk_bytes")
-            self._tier = DiskTier(
-                DiskStore(disk.path, disk.limit, identity=identity(backend, model_key)),
-                backend,
-                model_key=self.scheduler.model_key,
-                # A guess that favours computing, until it is measured: 10^12 operations a second.
-                pace=pace or Pace(token_s=2.0 * backend.spec.linear_params / 1e12),
-                wake=self._nudge,
+            self._tier = DiskTier.open(
+                disk, backend, model_key, self.scheduler.model_key, pace=pace, wake=self._nudge
             )
         self._loading: dict[str, Arrival] = {}
         # Guarded by _wake; the engine thread takes all of it once a step.
@@ -190,13 +141,7 @@ class Engine:
         params: SamplingParams,
         *,
         on_step: Callable[[StepOut], None] | Stream,
-        lane: int = 0,
-        tenant: str = "local",
-        salt: str | None = None,
-        priority: int = 0,
-        max_queue_s: float | None = None,
-        max_total_s: float | None = None,
-        cache: CacheHint | None = None,
+        **terms: Unpack[Terms],
     ) -> None:
         """Queue one choice; n choices are n submits with lanes 0 … n-1, and share the prompt's KV.
 
@@ -205,23 +150,10 @@ class Engine:
         """
         self.scheduler.admission.refuse(prompt, params)
         enter: Callable[[], object] = partial(
-            self.scheduler.submit,
-            job_id,
-            prompt,
-            params,
-            self._clock(),
-            lane=lane,
-            tenant=tenant,
-            salt=salt,
-            priority=priority,
-            max_queue_s=max_queue_s,
-            max_total_s=max_total_s,
-            cache=cache,
-            checked=True,
+            self.scheduler.submit, job_id, prompt, params, self._clock(), checked=True, **terms
         )
-        self._queue(
-            Arrival(job_id, enter, prompt, self.scheduler.namespace(tenant, salt, cache), cache), on_step
-        )
+        space = self.scheduler.namespace(terms.get("tenant", "local"), terms.get("salt"), terms.get("cache"))
+        self._queue(Arrival(job_id, enter, prompt, space, terms.get("cache")), on_step)
 
     def park(self, job_id: str) -> "Future[Parked]":
         """Take a job out before the next step, wherever it stands; its stream ends with code ``parked``.
@@ -264,14 +196,7 @@ class Engine:
         job_id: str,
         prompt: list[int],
         params: SamplingParams,
-        *,
-        lane: int = 0,
-        tenant: str = "local",
-        salt: str | None = None,
-        priority: int = 0,
-        max_queue_s: float | None = None,
-        max_total_s: float | None = None,
-        cache: CacheHint | None = None,
+        **terms: Unpack[Terms],
     ) -> AsyncIterator[StepOut]:
         """``submit`` for asyncio; its errors come with the first step. Leaving the iterator cancels (CAN-1).
 
@@ -281,19 +206,7 @@ class Engine:
         with self._wake:
             self._boxes[stream] = self._mailbox(asyncio.get_running_loop())
         try:
-            self.submit(
-                job_id,
-                prompt,
-                params,
-                on_step=stream,
-                lane=lane,
-                tenant=tenant,
-                salt=salt,
-                priority=priority,
-                max_queue_s=max_queue_s,
-                max_total_s=max_total_s,
-                cache=cache,
-            )
+            self.submit(job_id, prompt, params, on_step=stream, **terms)
         except BaseException:
             del self._boxes[stream]
             raise

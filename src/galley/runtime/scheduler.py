@@ -150,7 +150,9 @@ class Scheduler:
             max_queue_s=max_queue_s,
             max_total_s=max_total_s,
         )
-        job.meter.cache_ends = cache.ends if cache is not None else ()
+        if cache is not None:  # whole blocks are kept
+            size = self.block_size
+            job.meter.cache_ends = tuple((end // size * size, ttl_s) for end, ttl_s in cache.ends)
         self.enter(job, now)
         return job
 

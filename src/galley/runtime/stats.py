@@ -2,7 +2,7 @@
 
 import msgspec
 
-from galley.kv.disk import DiskStats
+from galley.kv.figures import DiskStats
 from galley.runtime.scheduler import Scheduler
 
 __all__ = ["EngineStats"]

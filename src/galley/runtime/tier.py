@@ -24,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from galley.errors import ConfigError
 from galley.kv import chain
 from galley.kv.blockfile import BlockFile
 from galley.kv.chain import MEMORY_ONLY, Namespace
@@ -115,6 +116,29 @@ class DiskTier:
         self._errands: queue.Queue[Callable[[], object] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._write, name="galley-kv-writer", daemon=True)
         self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        options: DiskOptions,
+        backend: Backend,
+        weights: str,
+        model_key: str,
+        *,
+        pace: Pace | None,
+        wake: Callable[[], None],
+    ) -> "DiskTier":
+        """A tier over a folder. Raises ConfigError without a digest of the weights or when the folder cannot
+        be used."""
+        if not weights:
+            raise ConfigError("KV on disk needs the digest of the weights.", param="kv.disk_bytes")
+        try:
+            store = DiskStore(options.path, options.limit, identity=identity(backend, weights))
+        except OSError as error:
+            raise ConfigError(f"KV cannot be kept on disk: {error}", param="kv.disk_path") from error
+        # A guess in favour of computing, until it is measured: 10^12 operations a second.
+        guess = Pace(token_s=2.0 * backend.spec.linear_params / 1e12)
+        return cls(store, backend, model_key=model_key, pace=pace or guess, wake=wake)
 
     @property
     def pending(self) -> bool:
