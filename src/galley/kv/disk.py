@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
@@ -156,6 +156,20 @@ class DiskStore:
             if self._index.get(entry.key) is entry:
                 self._remove(entry)
         return None
+
+    def prefetch(self, digests: Iterable[bytes]) -> None:
+        """Tell the system that these blocks are about to be read, so that it reads ahead of ``load``."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for digest in digests:
+            entry = self._index.get(self._own + digest)
+            if entry is not None:
+                with contextlib.suppress(OSError):  # advice only: ``load`` finds out what is wrong
+                    fd = os.open(self.path / entry.folder / entry.name, os.O_RDONLY)
+                    try:
+                        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+                    finally:
+                        os.close(fd)
 
     def save(self, block: BlockFile, payload: bytes) -> bool:
         """Write one block; True when it is there afterwards. Its parent must be there already.

@@ -6,6 +6,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from galley.kv import chain
 from galley.kv.blockfile import BlockFile
@@ -20,6 +22,8 @@ __all__ = ["Loads"]
 
 log = logging.getLogger(__name__)
 
+READERS = 2
+"""Threads that read and hash."""
 GROUP = 8
 """Blocks handed over by the reader at once."""
 GROUPS_AHEAD = 8
@@ -79,6 +83,7 @@ class Loads:
         self._given_up: list[Load] = []
         self._reads: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
         self._ahead = threading.Semaphore(GROUPS_AHEAD)
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="galley-kv-verify")
         self._thread = threading.Thread(target=self._read, name="galley-kv-reader", daemon=True)
         self._thread.start()
 
@@ -141,6 +146,7 @@ class Loads:
         for _ in range(GROUPS_AHEAD):
             self._ahead.release()
         self._thread.join(timeout_s)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _install(self, tree: Tree, load: Load, start: int, payloads: Sequence[memoryview]) -> bool:
         """Publish verified blocks after those before them; False when these are gone or there is no room."""
@@ -178,28 +184,35 @@ class Loads:
             tokens = load.tokens[place * size : (place + 1) * size]
             proof.push(tokens)
             parent = chain.extend(parent, tokens)
-        for start in range(load.first, load.first + len(load.names), GROUP):
+        self._store.prefetch(load.names)
+        for start in range(0, len(load.names), GROUP):
             began = time.monotonic()
-            group: list[memoryview] = []
-            for place in range(start, min(start + GROUP, load.first + len(load.names))):
-                name = load.names[place - load.first]
-                wanted = BlockFile(
-                    identity=self._store.identity,
-                    digest=name,
-                    parent=parent,
-                    proof=proof.push(load.tokens[place * size : (place + 1) * size]),
-                    depth=place,
-                    tokens=size,
+            wanted: list[BlockFile] = []
+            for place, name in enumerate(load.names[start : start + GROUP], load.first + start):
+                wanted.append(
+                    BlockFile(
+                        identity=self._store.identity,
+                        digest=name,
+                        parent=parent,
+                        proof=proof.push(load.tokens[place * size : (place + 1) * size]),
+                        depth=place,
+                        tokens=size,
+                    )
                 )
-                payload = None if load.abandoned else self._store.load(wanted, block_bytes)
+                parent = name
+            if load.abandoned:
+                return
+            # Reading and hashing release the GIL, so two threads do twice as much.
+            found = self._pool.map(partial(self._store.load, size=block_bytes), wanted)
+            group: list[memoryview] = []
+            for payload in found:
                 if payload is None:
                     break
-                parent = name
                 group.append(payload)
             if group:
                 self._pace.read(len(group) * block_bytes, time.monotonic() - began)
                 self._ahead.acquire()
-                load.groups.append((start, group))
+                load.groups.append((load.first + start, group))
                 self._wake()
-            if len(group) < GROUP:
+            if len(group) < len(wanted):
                 return
