@@ -25,7 +25,7 @@ from galley.kv.blockfile import HEADER_BYTES, BlockFile, DamagedError
 from galley.kv.figures import DiskStats
 from galley.kv.files import alive, fsync_file, fsync_folder, rounded, write_whole
 from galley.kv.index import Entry, Index, listed
-from galley.kv.kept import SHARE, Kept
+from galley.kv.kept import Kept
 from galley.kv.pins import Record, check_name
 
 __all__ = ["DiskStats", "DiskStore"]
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PAUSE_S = 30.0
 """After a write that the disk refused, nothing is written for so long."""
+COUNTS = ("saved", "loaded", "evicted", "damaged", "refused", "failures", "fault")
 STAMP_S = 60.0
 """A file's time follows its use at most so often."""
 SCRATCH = re.compile(r"\.tmp-([0-9]{1,10})-[0-9a-f]+-[0-9]+")
@@ -64,7 +65,8 @@ class DiskStore:
         self.path = path
         self.limit = limit
         self.clock = clock
-        self.identity = digest_of(identity or {})
+        label = msgspec.json.encode(dict(sorted((identity or {}).items())))
+        self.identity = blake2b(label, digest_size=32).digest()
         self.folder = self.identity[:16].hex()
         self._own = self.identity[:16]
         self.fault: str | None = None
@@ -79,7 +81,7 @@ class DiskStore:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if identity is not None:
             (path / self.folder).mkdir(mode=0o700, exist_ok=True)
-            (path / self.folder / "identity.json").write_bytes(spelled(identity))
+            (path / self.folder / "identity.json").write_bytes(label)
         self._sweep()
         self.sync()
 
@@ -96,13 +98,7 @@ class DiskStore:
             bytes=self._index.bytes,
             blocks=len(self._index),
             kept_bytes=self._index.kept_bytes,
-            saved=self.saved,
-            loaded=self.loaded,
-            evicted=self.evicted,
-            damaged=self.damaged,
-            refused=self.refused,
-            failures=self.failures,
-            fault=self.fault,
+            **{name: getattr(self, name) for name in COUNTS},
         )
 
     def entries(self) -> list[Entry]:
@@ -281,12 +277,7 @@ class DiskStore:
 
     def full(self, wanted: int) -> CacheFull:
         """The error that says how much may be kept, and how much is."""
-        return CacheFull(
-            f"{wanted} bytes do not fit: {self._index.kept_bytes} of at most {self._kept.most} bytes "
-            f"({SHARE:.0%} of the limit) are pinned or held already.",
-            param="kv.disk_bytes",
-            hint="Drop a pin (galley cache drop NAME), or raise kv.disk_bytes.",
-        )
+        return self._kept.full(wanted)
 
     def drop(self, name: str) -> Record | None:
         """Forget a pin and remove the blocks that nothing else needs. None when there is no such pin.
@@ -407,13 +398,3 @@ class DiskStore:
                 log.warning("KV on disk: %s; nothing more is written for %.0f s", error, PAUSE_S)
             self.fault = str(error)
             self._paused_until = self.clock() + PAUSE_S
-
-
-def spelled(identity: Mapping[str, str]) -> bytes:
-    """An identity as canonical JSON."""
-    return msgspec.json.encode(dict(sorted(identity.items())))
-
-
-def digest_of(identity: Mapping[str, str]) -> bytes:
-    """The 32 bytes that every block of an identity carries."""
-    return blake2b(spelled(identity), digest_size=32).digest()

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from galley.errors import CacheFull
 from galley.kv.index import Entry, Index
 from galley.kv.pins import Record, Records
 
@@ -53,6 +54,15 @@ class Kept:
     def room(self, leaf: Entry) -> bool:
         """Whether one more prefix may be kept."""
         return self._index.kept_bytes + self._index.more(leaf.key) <= self.most
+
+    def full(self, wanted: int) -> CacheFull:
+        """The error that says how much may be kept, and how much is."""
+        return CacheFull(
+            f"{wanted} bytes do not fit: {self._index.kept_bytes} of at most {self.most} bytes "
+            f"({SHARE:.0%} of the limit) are pinned or held already.",
+            param="kv.disk_bytes",
+            hint="Drop a pin (galley cache drop NAME), or raise kv.disk_bytes.",
+        )
 
     def protect(self, record: Record) -> None:
         """Keep a prefix; one of the same name and sort is replaced."""
