@@ -22,6 +22,7 @@ from galley.providers.base import Meter
 from galley.providers.local import ChoiceText, LocalProvider
 from galley.providers.opened import BLOCK, disk_options, memory_available
 from galley.runtime.backend import native_missing, open_backend
+from galley.runtime.costbook import CostBook
 from galley.runtime.engine import Engine
 from galley.runtime.memory import plan_memory
 from galley.runtime.out import StepOut
@@ -161,6 +162,7 @@ class LLM:
                 model_key=self.model.weights_digest,
                 # A library writes no prompts' KV to disk unless it was asked to, here or in the settings.
                 disk=None if config.origin("kv.disk_bytes") == "default" else disk_options(config),
+                cost=CostBook(config.home / "cost", running, self.model.weights_digest).read().model,
             )
             opened.callback(self.engine.close)
             self._provider = LocalProvider(self.model, self.engine)

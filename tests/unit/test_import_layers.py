@@ -26,6 +26,8 @@ LAYERS: list[tuple[str, ...]] = [
         "galley.runtime.stats",
         "galley.runtime.scheduler",
         "galley.runtime.memory",
+        "galley.runtime.cost",
+        "galley.runtime.processors",
         "galley.runtime.sampling",
         "galley.runtime.text",
     ),
@@ -37,6 +39,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.router",),
     ("galley.llm",),
     ("galley.endpoint",),
+    ("galley.bench",),
     ("galley.cli",),
 ]
 
@@ -47,6 +50,8 @@ PURE = (
     "galley.runtime.job",
     "galley.runtime.queue",
     "galley.runtime.policy",
+    "galley.runtime.cost",
+    "galley.runtime.processors",
     "galley.runtime.sampling.params",
     "galley.economics",
     "galley.audit",

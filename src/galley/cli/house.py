@@ -30,7 +30,8 @@ class House:
             # Receipts are closed last: the engine's end is the last to write any.
             receipts = ReceiptStore(config.receipts.path)
             opened.callback(receipts.close)
-            running = Opened(entry.path, entry.name, options, disk=disk_options(config))
+            disk, costs = disk_options(config), config.home / "cost"
+            running = Opened(entry.path, entry.name, options, disk=disk, costs=costs)
             opened.callback(running.close)
             for note in running.notes:
                 if note.startswith("warning:"):

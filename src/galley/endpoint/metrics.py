@@ -214,6 +214,10 @@ LOAD_METRICS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     ("galley:kv_disk_damaged_blocks_total", "counter", lambda load: load.disk_damaged),
     ("galley:kv_disk_refused_total", "counter", lambda load: load.disk_refused),
     ("galley:kv_disk_failures_total", "counter", lambda load: load.disk_failures),
+    ("galley:predicted_steps_total", "counter", lambda load: load.predicted_steps),
+    ("galley:step_seconds_total", "counter", lambda load: load.step_seconds),
+    ("galley:step_predicted_seconds_total", "counter", lambda load: load.step_predicted_seconds),
+    ("galley:step_prediction_error_seconds_total", "counter", lambda load: load.step_error_seconds),
     ("galley:kv_blocks_free", "gauge", lambda load: load.blocks_free),
     ("galley:kv_blocks", "gauge", lambda load: load.blocks_total),
 )

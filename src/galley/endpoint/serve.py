@@ -46,8 +46,12 @@ def serve(config: Config) -> None:
     options = EngineOptions(
         **{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__}
     )
-    disk = disk_options(config)
-    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options, disk=disk))
+    disk, costs = disk_options(config), config.home / "cost"
+
+    def open_model() -> Opened:
+        return Opened(entry.path, entry.name, options, disk=disk, costs=costs, measure=True)
+
+    server = Server(config, entry, open_model)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
 

@@ -57,6 +57,12 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks that failed verification and were removed."""
     disk_refused: int = 0
     disk_failures: int = 0
+    predicted_steps: int = 0
+    """Steps run under a cost model; the three below are sums over them, in seconds."""
+    step_seconds: float = 0.0
+    step_predicted_seconds: float = 0.0
+    step_error_seconds: float = 0.0
+    """Of absolute differences."""
 
 
 class Meter:

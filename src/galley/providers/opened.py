@@ -1,9 +1,11 @@
 """Opening a model for running: file, memory plan, backend, engine, provider, in the one right order."""
 
 import contextlib
+import logging
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,11 +16,16 @@ from galley.kv.disk import DiskStore
 from galley.model.model import Model
 from galley.providers.local import LocalProvider
 from galley.runtime.backend import native_missing, open_backend
+from galley.runtime.cost import CostModel
+from galley.runtime.costbook import CostBook, Found
 from galley.runtime.engine import Engine
 from galley.runtime.memory import plan_memory, size
+from galley.runtime.processors import Processors
 from galley.runtime.tier import DiskOptions
 
 __all__ = ["EngineOptions", "Opened", "disk_options", "memory_available"]
+
+log = logging.getLogger(__name__)
 
 BLOCK = 16
 """Tokens in a KV block, of both backends."""
@@ -92,6 +99,10 @@ class Opened:
 
     Raises BadModelFile, TemplateError, ConfigError.
 
+    Args:
+        costs: folder of measured cost models; the one that fits is used. None: no cost model.
+        measure: where none fits, measure in idle time and keep it there.
+
     Attributes:
         notes: what a user should be told at start, one line each, warnings first.
     """
@@ -104,6 +115,8 @@ class Opened:
         *,
         available: int | None = None,
         disk: DiskOptions | None = None,
+        costs: Path | None = None,
+        measure: bool = False,
     ) -> None:
         with contextlib.ExitStack() as opened:
             self.model = Model.open(path, name)
@@ -137,6 +150,9 @@ class Opened:
             )
             opened.callback(backend.close)
             disk, no_disk = usable(disk)
+            threads = Processors.read().threads(backend.threads)
+            book = CostBook(costs, backend, self.model.weights_digest) if costs is not None else None
+            known = book.read() if book is not None else Found(None, None)
             self.engine = Engine(
                 backend,
                 eos_ids=self.model.tokenizer.eos_ids,
@@ -146,12 +162,15 @@ class Opened:
                 context=options.context,
                 model_key=self.model.weights_digest,
                 disk=disk,
+                cost=known.model,
+                measure=partial(_keep, book) if measure and book is not None else None,
             )
             opened.callback(self.engine.close)
             self.engine.start()
             self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
             card = self.provider.cards[0]
-            self.notes = [f"warning: {words}" for words in (warning, no_disk) if words]
+            told = (warning, no_disk, known.problem, *threads.warnings)
+            self.notes = [f"warning: {text}" for text in told if text]
             self.notes += [
                 f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",
                 f"backend {backend.name}, {backend.isa}, {backend.threads} threads",
@@ -164,3 +183,11 @@ class Opened:
     def close(self) -> None:
         """Cancel what runs, stop the engine, free weights and KV. Idempotent."""
         self._opened.close()
+
+
+def _keep(book: CostBook, model: CostModel) -> None:
+    """Write a cost model down; a disk that cannot take it costs the next start a measurement, no more."""
+    try:
+        book.write(model)
+    except OSError as error:
+        log.warning("the cost model cannot be kept in %s: %s", book.path, error)

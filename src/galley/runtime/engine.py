@@ -13,6 +13,7 @@ from galley.errors import EngineFault, GalleyError, InvalidRequest, Overloaded
 from galley.kv.disk import DiskStore
 from galley.runtime.arrival import Arrival, Terms
 from galley.runtime.backend.base import Backend
+from galley.runtime.cost import CostModel
 from galley.runtime.loop import Loop
 from galley.runtime.mailbox import Mailbox, Stream
 from galley.runtime.meter import JobMeter
@@ -20,6 +21,7 @@ from galley.runtime.out import StepOut
 from galley.runtime.pace import Pace
 from galley.runtime.park import Parked, park, resume
 from galley.runtime.policy import Policy
+from galley.runtime.probe import IdleProbe
 from galley.runtime.setup import build_scheduler
 from galley.runtime.stats import EngineStats
 from galley.runtime.tier import DiskOptions, DiskTier
@@ -28,6 +30,9 @@ from galley.types import SamplingParams
 __all__ = ["Engine", "EngineStats", "JobMeter", "StepOut", "build_scheduler"]
 
 log = logging.getLogger(__name__)
+
+IDLE_S = 1.0
+"""Silence after which idle time is used for measuring."""
 
 
 class Engine:
@@ -41,6 +46,9 @@ class Engine:
         model_key: digest of the weights; part of every KV key. Required with ``disk``.
         disk: keep prefixes on disk too; None keeps them in memory alone.
         pace: when a disk hit is worth taking; default: measured as it goes.
+        cost: what a step takes, where known (``runtime.cost``).
+        measure: without ``cost``, measure it in the first idle second of the engine's thread; the model is
+            then handed to this function, to keep it.
         clock: monotonic seconds.
     """
 
@@ -58,6 +66,8 @@ class Engine:
         policy: Policy | None = None,
         disk: DiskOptions | None = None,
         pace: Pace | None = None,
+        cost: CostModel | None = None,
+        measure: Callable[[CostModel], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
@@ -71,7 +81,9 @@ class Engine:
             model_key=model_key,
             chunk=chunk,
             policy=policy,
+            cost=cost,
         )
+        self._probe = IdleProbe(self.scheduler, backend, found=measure) if measure and not cost else None
         self.loop = Loop(self.scheduler, backend, clock=clock, arrivals=self._arrivals)
         self.context = self.scheduler.admission.room
         self.violations = 0
@@ -238,6 +250,7 @@ class Engine:
             draining=self._draining,
             faults=self.loop.faults,
             violations=self.violations,
+            forecast=self.loop.forecast,
         )
 
     @property
@@ -267,16 +280,32 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._inbox() or self._closing or self.scheduler.busy or self._disk_work()):
+                while not self._wanted():
                     if self._clock() - self._checked_at > 60.0:
                         self._check()
-                    self._wake.wait(0.05 if self._loading else None)
-                    if self._loading:
-                        break  # a load that is late must not wait for the next arrival
+                    # A load that is late must not wait for the next arrival.
+                    patience = 0.05 if self._loading else IDLE_S if self._probe is not None else None
+                    if not self._wake.wait(patience) or self._loading:
+                        break
                 if self._closing:
                     break
-            self._step()
+            if self._wanted() or self._loading:
+                self._step()
+            else:
+                self._measure()
         self._shut()
+
+    def _wanted(self) -> bool:
+        return self._inbox() or self._closing or self.scheduler.busy or self._disk_work()
+
+    def _measure(self) -> None:
+        """Some idle time, for the cost model. Failing, it is left alone: serving does not need it."""
+        try:
+            if self._probe is not None and self._probe.run(self._wanted):
+                self._probe = None
+        except Exception:
+            log.exception("measuring the cost of a step failed; going on without a cost model")
+            self._probe = None
 
     def _step(self) -> None:
         """Inbox, one step, outbox. Nothing that goes wrong in it ends the thread."""

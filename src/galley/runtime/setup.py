@@ -2,6 +2,7 @@
 
 from galley.errors import ConfigError
 from galley.runtime.backend.base import Backend
+from galley.runtime.cost import CostModel
 from galley.runtime.meter import Costs
 from galley.runtime.policy import Policy
 from galley.runtime.scheduler import Scheduler
@@ -20,6 +21,7 @@ def build_scheduler(
     model_key: str = "",
     chunk: int | None = None,
     policy: Policy | None = None,
+    cost: CostModel | None = None,
 ) -> Scheduler:
     """A scheduler of the backend's sizes.
 
@@ -49,4 +51,5 @@ def build_scheduler(
         costs=Costs.of(
             spec, weight_bytes=backend.weight_bytes, kv_bytes_per_token=backend.kv_bytes_per_token
         ),
+        cost=cost,
     )

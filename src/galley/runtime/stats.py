@@ -3,6 +3,7 @@
 import msgspec
 
 from galley.kv.figures import DiskStats
+from galley.runtime.cost import Forecast
 from galley.runtime.scheduler import Scheduler
 
 __all__ = ["EngineStats"]
@@ -32,6 +33,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     violations: int
     context: int
     block_size: int
+    forecast: Forecast
+    """Of the steps run under a cost model."""
     disk: DiskStats | None = None
     """The disk tier; None when there is none."""
     disk_hit_tokens: int = 0
@@ -48,6 +51,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
         violations: int,
         disk: DiskStats | None = None,
         disk_hit_tokens: int = 0,
+        forecast: Forecast,
     ) -> "EngineStats":
         """Read them; cheap, and safe beside a running engine thread."""
         counters, pool = scheduler.counters, scheduler.pool
@@ -75,4 +79,5 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
             block_size=scheduler.block_size,
             disk=disk,
             disk_hit_tokens=disk_hit_tokens,
+            forecast=msgspec.structs.replace(forecast),
         )
