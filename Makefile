@@ -10,10 +10,11 @@ MODEL := smollm2-135m
 NATIVE := $(wildcard CMakeLists.txt native/*)
 PURE := $(filter 1 true TRUE yes on,$(GALLEY_PURE))
 
-.PHONY: help demo test lint bench install model clean
+.PHONY: help demo test soak lint bench install model clean
 help:
 	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
 	@echo "make test   install, pull $(MODEL), run all tests"
+	@echo "make soak   1,000 kill -9 and restart cycles, and long runs of the disk cache's state machine"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks against their peers (slow; measures, so leave the machine alone)"
 	@echo "make clean  remove the environment and build results (models stay)"
@@ -23,6 +24,10 @@ demo: model
 
 test: model
 	@GALLEY_REQUIRE_MODEL=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: model
+	$(BIN)/python -m tests.faults.kill_cycles --cycles 1000
+	GALLEY_SOAK=40 $(BIN)/python -m pytest tests/property/test_disk_machine.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -114,6 +114,13 @@ class Bound {
         for (size_t r = 0; r < rows; r++) std::memcpy(to.data() + r * cols, m.logits() + r * m.logits_stride(), cols * sizeof(float));
     }
 
+    // Raw bytes of one KV block, out of the arena and into it.
+    nb::bytes read_block(int i) { return nb::bytes((const char*)model().block(i), model().block_bytes()); }
+    void write_block(int i, Array<uint8_t> from) {
+        if (from.size() != model().block_bytes()) throw std::invalid_argument("write_block: wrong size");
+        std::memcpy(model().block(i), from.data(), from.size());
+    }
+
    private:
     std::unique_ptr<Model> model_;
     nb::object embedding_;
@@ -147,6 +154,9 @@ NB_MODULE(_native, m) {
         .def("step", &Bound::step)
         .def("sample", &Bound::sample)
         .def("logits", &Bound::logits)
+        .def("read_block", &Bound::read_block)
+        .def("write_block", &Bound::write_block)
+        .def_prop_ro("block_bytes", [](Bound& b) { return b.model().block_bytes(); })
         .def("close", &Bound::close)
         .def_prop_ro("outputs", [](Bound& b) { return b.model().outputs(); })
         .def_prop_ro("threads", [](Bound& b) { return b.model().threads(); })

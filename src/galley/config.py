@@ -47,6 +47,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens; None is the model's own."""
 
 
+class KV(msgspec.Struct, frozen=True, kw_only=True):
+    """The disk tier of the prefix cache."""
+
+    disk_path: Path
+    disk_bytes: int
+    """Most bytes on disk, all models together; 0 is no disk tier."""
+
+
 class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """The SQLite file of receipts, and whether prompts and outputs may be stored in it."""
 
@@ -75,6 +83,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     server: Server
     engine: EngineSettings
+    kv: KV
     receipts: Receipts
     router: Routing
     pull: Pull
@@ -208,6 +217,14 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "engine.context", "GALLEY_CONTEXT", values.tokens, None, "context in tokens; default: the model's"
         ),
+        Setting("kv.disk_path", "GALLEY_KV_DISK_PATH", values.path, None, "KV on disk; default: HOME/kv"),
+        Setting(
+            "kv.disk_bytes",
+            "GALLEY_KV_DISK_BYTES",
+            values.budget,
+            1 << 30,
+            "most bytes of KV kept on disk by serve, run and chat; 0 keeps it in memory alone",
+        ),
         Setting(
             "receipts.capture",
             "GALLEY_CAPTURE",
@@ -286,11 +303,13 @@ def load(
         origins[key] = origin
     resolved["home"] = resolved["home"] or home
     resolved["receipts.path"] = resolved["receipts.path"] or resolved["home"] / "receipts.db"
+    resolved["kv.disk_path"] = resolved["kv.disk_path"] or resolved["home"] / "kv"
     return Config(
         home=resolved["home"],
         model=resolved["model"],
         server=Server(**_section(resolved, "server")),
         engine=EngineSettings(**_section(resolved, "engine")),
+        kv=KV(**_section(resolved, "kv")),
         receipts=Receipts(**_section(resolved, "receipts")),
         router=Routing(**_section(resolved, "router")),
         pull=Pull(**_section(resolved, "pull")),

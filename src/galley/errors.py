@@ -198,6 +198,14 @@ class ConfigError(GalleyError):
     exit_code = 2
 
 
+class CacheFull(GalleyError):
+    """A prefix cannot be kept on disk beside what is pinned or held there already."""
+
+    status = 507
+    code = "cache_full"
+    exit_code = 1
+
+
 class EngineFault(GalleyError):
     """A native step failed; only the jobs in that step end with this."""
 

@@ -21,7 +21,7 @@ from galley.model.store import Store
 from galley.providers.base import Meter
 from galley.providers.local import ChoiceText
 from galley.providers.messages import read_messages, refuse_reserved
-from galley.providers.opened import EngineOptions, Opened
+from galley.providers.opened import EngineOptions, Opened, disk_options
 from galley.results import Completion, Logprob, Result, completion
 from galley.runtime.engine import Engine
 from galley.runtime.out import StepOut
@@ -47,6 +47,7 @@ class LLM:
         model: a name in the store (``smollm2-135m``), or a path of a GGUF file.
         threads, backend, isa, kv_memory (bytes), context, token_budget, max_jobs: as in the configuration,
             which also has the defaults; see ``galley config show``.
+        kv_disk: bytes of KV kept on disk for the next process; default: none, unless the settings say so.
         receipts: where the receipts go; default: ``$GALLEY_HOME``'s store.
         home: the folder of models and receipts instead of ``$GALLEY_HOME``.
 
@@ -64,6 +65,7 @@ class LLM:
         context: int | None = None,
         token_budget: int | None = None,
         max_jobs: int | None = None,
+        kv_disk: int | None = None,
         receipts: ReceiptStore | None = None,
         home: Path | str | None = None,
     ) -> None:
@@ -77,6 +79,7 @@ class LLM:
                 "engine.context": context,
                 "engine.token_budget": token_budget,
                 "engine.max_jobs": max_jobs,
+                "kv.disk_bytes": kv_disk,
             }
         )
         wanted = config.engine
@@ -90,6 +93,8 @@ class LLM:
                 EngineOptions(**options),
                 threaded=False,
                 costs=config.home / "cost",
+                # A library writes no prompts' KV to disk unless it was asked to, here or in the settings.
+                disk=None if config.origin("kv.disk_bytes") == "default" else disk_options(config),
             )
             opened.callback(running.close)
             if running.warning:

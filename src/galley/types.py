@@ -62,6 +62,34 @@ MODEL_CHOOSES = ("temperature", "top_p", "top_k", "min_p")
 """Sampling parameters for which a model file may bring defaults of its own."""
 
 
+class CacheBreakpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An end of a reusable prompt prefix, as a request marks it (``cache_control``).
+
+    Attributes:
+        message: index of the message it lies in. chars: characters of that message's text before it.
+        ttl: as asked for, e.g. ``5m``; ``ttl_s`` is the same in seconds.
+    """
+
+    message: int
+    chars: int
+    ttl: str
+    ttl_s: int
+
+
+class CacheHint(msgspec.Struct, frozen=True, kw_only=True):
+    """What one prompt asks of the prefix cache, in tokens.
+
+    Attributes:
+        ends: prompt tokens before each breakpoint, with the seconds to keep them. Ascending.
+        soon: the prompt is expected again: its blocks go to disk without waiting for an idle engine.
+        memory_only: nothing of it is written to disk; it is shared only with prompts that ask for the same.
+    """
+
+    ends: tuple[tuple[int, int], ...] = ()
+    soon: bool = False
+    memory_only: bool = False
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for. Exactly one of ``messages`` and ``prompts`` is set."""
 
@@ -89,6 +117,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     """Lower runs first; 0 is normal."""
     cache_salt: str | None = None
+    cache_key: str | None = None
+    """``prompt_cache_key``: requests of one key are expected to share a prefix."""
+    cache_breakpoints: list[CacheBreakpoint] = []
+    cache_ttl_s: int | None = None
+    """Keep the whole prompt's prefix so long (``prompt_cache_retention``, ``prompt_cache_options``)."""
+    cache_memory_only: bool = False
+    """Nothing of this request's KV may be written to disk."""
     max_queue_s: float | None = None
     max_total_s: float | None = None
     local_only: bool = False
@@ -137,6 +172,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_write_ttl: dict[str, int] = {}
+    """Of the cache-write tokens, those before an explicit breakpoint, by its lifetime (``5m``, ``1h``)."""
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     drafted_tokens: int = 0

@@ -43,6 +43,9 @@ SUPPORTED = {
     "top_p": 0.5,
     "user": "u",
     "safety_identifier": "u",
+    "prompt_cache_key": "k",
+    "prompt_cache_retention": "24h",
+    "prompt_cache_options": {"ttl": "30m"},
 }
 """Name and a value that must have an effect: the request the provider sees, or the answer, differs."""
 PROBES = {
@@ -53,8 +56,6 @@ PROBES = {
     "modalities": ["text", "audio"],
     "parallel_tool_calls": True,
     "prediction": {"type": "content", "content": "x"},
-    "prompt_cache_key": "k",
-    "prompt_cache_retention": "24h",
     "reasoning_effort": "low",
     "response_format": {"type": "json_object"},
     "service_tier": "flex",
@@ -65,6 +66,7 @@ PROBES = {
     "verbosity": "low",
     "web_search_options": {"search_context_size": "low"},
 }
+READ = ("model", "params", "messages", "prompts", "echo", "metadata", "user", "cache_key", "cache_ttl_s")
 NEEDS = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
 
 
@@ -98,11 +100,7 @@ async def test_no_property_is_swallowed(path, name, provider, store):
         assert answer.status_code == 200 and "x-galley-ignored-params" not in answer.headers, answer.text
         if name not in ("stream", "stream_options"):
             before, after = provider.seen
-            changed = [
-                field
-                for field in ("model", "params", "messages", "prompts", "echo", "metadata", "user")
-                if getattr(before, field) != getattr(after, field)
-            ]
+            changed = [field for field in READ if getattr(before, field) != getattr(after, field)]
             assert changed, f"{name} was accepted and changed nothing"
         else:
             assert answer.text != plain.text

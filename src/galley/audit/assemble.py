@@ -6,7 +6,7 @@ tested without an engine, and is the same whoever asks for it.
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -44,6 +44,8 @@ class Metered(Protocol):
     def cached_tokens(self) -> int: ...
     @property
     def cache_write_tokens(self) -> int: ...
+    @property
+    def cache_ends(self) -> tuple[tuple[int, int], ...]: ...
     @property
     def completion_tokens(self) -> int: ...
     @property
@@ -201,10 +203,26 @@ def add_usage(meters: Mapping[int, Metered], choices: Sequence[Choice], n: int) 
         prompt_tokens=sum(max(m.prompt_tokens for m in group) for group in prompts.values()),
         cached_tokens=cached,
         cache_write_tokens=sum(m.cache_write_tokens for m in meters.values()),
+        cache_write_ttl=written_by_lifetime(meters.values()),
         completion_tokens=sum(c.completion_tokens for c in choices)
         if choices
         else sum(m.completion_tokens for m in meters.values()),
     )
+
+
+def written_by_lifetime(meters: Iterable[Metered]) -> dict[str, int]:
+    """Cache-write tokens before an explicit breakpoint, by its lifetime; a token counts for the first
+    breakpoint after it."""
+    found: dict[str, int] = {}
+    for meter in meters:
+        at, last = meter.cached_tokens, meter.cached_tokens + meter.cache_write_tokens
+        for end, seconds in meter.cache_ends:
+            part = min(end, last) - at
+            if part > 0:
+                name = f"{seconds // 3600}h" if seconds % 3600 == 0 else f"{seconds // 60}m"
+                found[name] = found.get(name, 0) + part
+                at += part
+    return found
 
 
 def add_times(meters: Mapping[int, Metered], started: float | None, ended: float | None) -> Times:

@@ -71,6 +71,7 @@ ENGINE_FLAGS: dict[str, tuple[str, str, str]] = {
     "engine.context": ("--context", "TOKENS", "Context, such as 4096 or 8K; default: the model's own."),
     "engine.token_budget": ("--token-budget", "N", "Most tokens computed in one step."),
     "engine.max_jobs": ("--max-jobs", "N", "Most choices running at once."),
+    "kv.disk_bytes": ("--disk-bytes", "SIZE", "KV kept on disk, such as 2GiB; 0 for none."),
 }
 
 

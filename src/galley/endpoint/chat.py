@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from galley.endpoint.caching import Breakpoints
 from galley.endpoint.params import common, read_stream, sampling
 from galley.endpoint.reply import ChatReply, Options
 from galley.endpoint.wire import Fields, invalid
@@ -46,6 +47,7 @@ class ChatDoor:
             model=model,
             params=params,
             messages=read.messages,
+            cache_breakpoints=read.breakpoints.last(read.adjusted),
             template_kwargs=check_kwargs(kwargs),
             add_generation_prompt=add_prompt,
             stream=stream,
@@ -61,6 +63,7 @@ class Messages:
         self.messages: list[dict[str, Any]] = []
         self.ignored: list[str] = []
         self.adjusted: dict[str, str] = {}
+        self.breakpoints = Breakpoints(fields)
         fields.need("messages")
         given = fields.array("messages")
         if not given:
@@ -84,9 +87,9 @@ class Messages:
         content = message.raw("content")
         if content is None and role != "assistant":
             message.need("content")
-        self.messages.append(
-            {"role": role, "content": "" if content is None else self._text(message, content)}
-        )
+        text = "" if content is None else self._text(message, content)
+        self.breakpoints.read(message, len(self.messages), len(text))
+        self.messages.append({"role": role, "content": text})
         self.ignored += message.rest()
 
     def _text(self, message: Fields, content: object) -> str:
@@ -111,6 +114,7 @@ class Messages:
                     param=part.at("type"),
                 )
             texts.append(part.checked(part.need("text"), "text"))
+            self.breakpoints.read(part, len(self.messages), len("\n".join(texts)))
             self.ignored += part.rest()
         return "\n".join(texts)
 

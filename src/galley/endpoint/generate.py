@@ -80,14 +80,11 @@ class Generate:
             return None
 
     async def _answer(self, client: Client, request: Request, options: Options, receipt_id: str) -> None:
-        if request.ignored_params:
-            names = header_list(request.ignored_params)
-            client.headers.append((b"x-galley-ignored-params", names.encode()))
-        if request.clamped:
-            words = "; ".join(f"{path}: {what}" for path, what in request.clamped.items())
-            client.headers.append((b"x-galley-clamped", words.encode("ascii", "replace")[:2000]))
+        before = list(client.headers)
+        client.headers += told(request)
         try:
             async with self._router.open(request, receipt_id=receipt_id, gone=lambda: client.gone) as answer:
+                client.headers[:] = before + told(answer.request)
                 client.headers.append((b"x-galley-served-by", answer.card.served_by.encode()))
                 reply = self._door.reply(answer, options)
                 if options.stream:
@@ -121,6 +118,17 @@ class Generate:
                     await client.write(chunk, more=True)
         finally:
             pulse.stop()
+
+
+def told(request: Request) -> list[tuple[bytes, bytes]]:
+    """Headers that name what was left out of a request, or changed in it."""
+    headers = []
+    if request.ignored_params:
+        headers.append((b"x-galley-ignored-params", header_list(request.ignored_params).encode()))
+    if request.clamped:
+        words = "; ".join(f"{path}: {what}" for path, what in request.clamped.items())
+        headers.append((b"x-galley-clamped", words.encode("ascii", "replace")[:2000]))
+    return headers
 
 
 class Pulse:

@@ -4,6 +4,7 @@ refused and what is merely noted."""
 import time
 from typing import Any
 
+from galley.endpoint.caching import read_caching
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import InvalidRequest
 from galley.runtime.sampling.params import LIMITS, MAX_BIASES, MAX_STOP_IDS, MAX_STOP_LENGTH, MAX_STOPS
@@ -213,6 +214,8 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
         # Receipts are always kept, answers are not retrievable: the wish cannot be met, so it is said.
         noted.append("store")
     refused_store = fields.raw("store") is False
+    caching = read_caching(fields)
+    noted += caching.pop("ignored")
     user = fields.text("user", 512)
     salt = fields.text("cache_salt", 512)
     identifier = fields.text("safety_identifier", 512)
@@ -228,6 +231,7 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
         "metadata": read_metadata(fields),
         "priority": fields.integer("priority", -(2**31), 2**31 - 1) or 0,
         "cache_salt": salt,
+        **caching,
         "capture": capture and not refused_store,
         "ignored_params": noted,
     }

@@ -21,7 +21,7 @@ from galley.endpoint.app import build_app
 from galley.endpoint.protocol import Protocol
 from galley.errors import ConfigError, GalleyError
 from galley.model.store import Entry, Store
-from galley.providers.opened import EngineOptions, Opened
+from galley.providers.opened import EngineOptions, Opened, disk_options
 from galley.providers.remote import RemoteProvider
 from galley.router.catalog import Catalog
 from galley.router.outside import open_providers
@@ -55,8 +55,12 @@ def serve(config: Config) -> None:
     options = EngineOptions(
         **{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__}
     )
-    costs = config.home / "cost"
-    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options, costs=costs, measure=True))
+    disk, costs = disk_options(config), config.home / "cost"
+
+    def open_model() -> Opened:
+        return Opened(entry.path, entry.name, options, disk=disk, costs=costs, measure=True)
+
+    server = Server(config, entry, open_model)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from galley.audit.assemble import Metered
-from galley.types import Choice, Delta, Digests, FinishReason, Request, SamplingParams
+from galley.types import CacheHint, Choice, Delta, Digests, FinishReason, Request, SamplingParams
 
 __all__ = ["Load", "Meter", "ModelCard", "Prepared", "Provider", "Run"]
 
@@ -44,6 +44,19 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens found there."""
     preemptions: int = 0
     steps: int = 0
+    disk_limit: int = 0
+    """Bytes the disk tier may take; 0 without one. The rest of these are 0 then."""
+    disk_bytes: int = 0
+    disk_kept_bytes: int = 0
+    """Of them pinned or held."""
+    disk_hits: int = 0
+    """Prompt tokens that came back from disk."""
+    disk_saved: int = 0
+    disk_evicted: int = 0
+    disk_damaged: int = 0
+    """Blocks that failed verification and were removed."""
+    disk_refused: int = 0
+    disk_failures: int = 0
     predicted_steps: int = 0
     """Steps run under a cost model; the three below are sums over them, in seconds."""
     step_seconds: float = 0.0
@@ -101,6 +114,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """Token ids of each prompt."""
     max_tokens: list[int]
     """Most completion tokens of each prompt's choices."""
+    cache: list[CacheHint | None] = []
+    """What each prompt asks of the prefix cache."""
     echo: list[str] = []
     """The text of each prompt when ``request.echo``."""
 

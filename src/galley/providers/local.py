@@ -16,12 +16,13 @@ from galley import __version__
 from galley.errors import BadModelFile, ContextLengthExceeded, EngineFault, InvalidRequest
 from galley.model.model import Model
 from galley.providers.base import Load, Meter, ModelCard, Prepared
+from galley.providers.breakpoints import cache_hint
 from galley.providers.outbox import Outbox
 from galley.runtime.engine import Engine
 from galley.runtime.out import StepOut
 from galley.runtime.sampling import params as sampling
 from galley.runtime.text.stream import TextStream
-from galley.types import Delta, Digests, Request, SamplingParams
+from galley.types import CacheHint, Delta, Digests, Request, SamplingParams
 
 __all__ = ["LocalProvider"]
 
@@ -102,7 +103,13 @@ class LocalProvider:
         if request.echo:
             for given, ids in zip(request.prompts or (), prompts, strict=True):
                 echo.append(given if isinstance(given, str) else self.decode(ids))
-        return Prepared(request=request, params=params, prompts=prompts, max_tokens=room, echo=echo)
+        adjusted = dict(request.clamped)
+        cache = [self._cache(request, ids, adjusted) for ids in prompts]
+        if adjusted != request.clamped:
+            request = msgspec.structs.replace(request, clamped=adjusted)
+        return Prepared(
+            request=request, params=params, prompts=prompts, max_tokens=room, cache=cache, echo=echo
+        )
 
     async def start(self, prepared: Prepared, meter: Meter) -> "LocalRun":
         """See ``Provider.start``. Job ids are ``<request id>/<choice>``."""
@@ -124,7 +131,17 @@ class LocalProvider:
         stats = self.engine.stats()
         total = stats.blocks_total
         free = stats.blocks_free + stats.blocks_cached
+        disk = stats.disk
         return Load(
+            disk_limit=disk.limit if disk else 0,
+            disk_bytes=disk.bytes if disk else 0,
+            disk_kept_bytes=disk.kept_bytes if disk else 0,
+            disk_hits=stats.disk_hit_tokens,
+            disk_saved=disk.saved if disk else 0,
+            disk_evicted=disk.evicted if disk else 0,
+            disk_damaged=disk.damaged if disk else 0,
+            disk_refused=disk.refused if disk else 0,
+            disk_failures=disk.failures if disk else 0,
             running=stats.running,
             waiting=stats.waiting,
             kv_usage=1 - free / total if total else 0.0,
@@ -172,6 +189,23 @@ class LocalProvider:
             add_generation_prompt=request.add_generation_prompt,
             **request.template_kwargs,
         )
+
+    def _cache(self, request: Request, ids: list[int], adjusted: dict[str, str]) -> CacheHint | None:
+        """What a prompt asks of the prefix cache; ``adjusted`` is told when it cannot be kept so long."""
+
+        def encode(messages: list[dict[str, Any]]) -> list[int]:
+            part = msgspec.structs.replace(request, messages=messages, add_generation_prompt=False)
+            return self._tokenise(part)[0]
+
+        hint = cache_hint(request, ids, encode, adjusted)
+        if hint is not None and hint.ends:
+            disk, backend = self.engine.disk, self.engine.backend
+            blocks = hint.ends[-1][0] // backend.block_size
+            if disk is None:
+                adjusted["cache_control"] = "no disk tier: kept in memory while there is room"
+            elif not disk.room(blocks, backend.block_bytes):
+                adjusted["cache_control"] = "the disk tier has no room to hold it: kept while there is room"
+        return hint
 
     def _tokenise(self, request: Request) -> list[list[int]]:
         if request.messages is not None:
@@ -280,6 +314,7 @@ class LocalRun:
             priority=request.priority,
             max_queue_s=request.max_queue_s,
             max_total_s=request.max_total_s,
+            cache=self._prepared.cache[number] if self._prepared.cache else None,
         ):
             if out.meter is not None:
                 self._meter.jobs[index] = out.meter

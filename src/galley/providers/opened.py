@@ -3,23 +3,27 @@
 import contextlib
 import logging
 import os
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from galley.config import Config
 from galley.errors import ConfigError
+from galley.kv.disk import DiskStore
 from galley.model.model import Model
 from galley.providers.local import LocalProvider
 from galley.runtime.backend import native_missing, open_backend
 from galley.runtime.cost import CostModel
 from galley.runtime.costbook import CostBook, Found
 from galley.runtime.engine import Engine
-from galley.runtime.memory import plan_memory
+from galley.runtime.memory import plan_memory, size
 from galley.runtime.processors import Processors
+from galley.runtime.tier import DiskOptions
 
-__all__ = ["EngineOptions", "Opened", "memory_available"]
+__all__ = ["EngineOptions", "Opened", "disk_options", "memory_available"]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,34 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     context: int | None = None
 
 
+def disk_options(config: Config) -> DiskOptions | None:
+    """The disk tier as configured; None when it is switched off."""
+    if config.kv.disk_bytes == 0:
+        return None
+    return DiskOptions(path=config.kv.disk_path, limit=config.kv.disk_bytes)
+
+
+def usable(disk: DiskOptions | None) -> tuple[DiskOptions | None, str | None]:
+    """The disk tier, or why there can be none: a server without it still serves."""
+    if disk is None:
+        return None, None
+    try:
+        disk.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=disk.path):
+            return disk, None
+    except OSError as error:
+        return None, f"KV is kept in memory alone: {error}"
+
+
+def kept_on_disk(store: DiskStore) -> str:
+    """One line about the disk tier, for the start of a server."""
+    stats = store.stats()
+    return (
+        f"KV on disk: {size(stats.bytes)} of {size(store.limit)} in {store.path} "
+        f"(kv.disk_bytes = 0 switches it off)"
+    )
+
+
 class Opened:
     """A running model: ``provider`` answers until ``close``.
 
@@ -84,6 +116,7 @@ class Opened:
         options: EngineOptions,
         *,
         available: int | None = None,
+        disk: DiskOptions | None = None,
         costs: Path | None = None,
         measure: bool = False,
         threaded: bool = True,
@@ -119,6 +152,7 @@ class Opened:
                 isa=options.isa,
             )
             opened.callback(backend.close)
+            disk, no_disk = usable(disk)
             threads = Processors.read().threads(backend.threads)
             book = CostBook(costs, backend, self.model.weights_digest) if costs is not None else None
             known = book.read() if book is not None else Found(None, None)
@@ -130,6 +164,7 @@ class Opened:
                 max_queue=options.max_queue,
                 context=options.context,
                 model_key=self.model.weights_digest,
+                disk=disk,
                 cost=known.model,
                 measure=partial(_keep, book) if measure and book is not None else None,
             )
@@ -140,12 +175,15 @@ class Opened:
             card = self.provider.cards[0]
             self.memory = memory
             self.warning = warning
-            self.notes = [f"warning: {text}" for text in (warning, known.problem, *threads.warnings) if text]
+            told = (warning, no_disk, known.problem, *threads.warnings)
+            self.notes = [f"warning: {text}" for text in told if text]
             self.notes += [
                 f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",
                 f"backend {backend.name}, {backend.isa}, {backend.threads} threads",
                 f"KV {memory.explanation}; context {card.context} tokens",
             ]
+            if self.engine.disk is not None:
+                self.notes.append(kept_on_disk(self.engine.disk))
             self._opened = opened.pop_all()
 
     def close(self) -> None:

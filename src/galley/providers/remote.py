@@ -103,6 +103,7 @@ class RemoteMeter(msgspec.Struct, kw_only=True):
     prefill_flop: float = 0.0
     decode_bytes: float = 0.0
     kv_byte_seconds: float = 0.0
+    cache_ends: tuple[tuple[int, int], ...] = ()
 
 
 class RemoteProvider:

@@ -250,6 +250,7 @@ class Answer:
             won = self._won = await self._pursuit.win()
             self._route = decision.route(won.candidate)
             self.card, self.provider, self.prepared = won.card, won.provider, won.prepared
+            self.request = won.prepared.request  # with what the provider had to adjust
             self._run, self._meter = won.run, won.meter
             self._check_aborted()
         except BaseException as error:

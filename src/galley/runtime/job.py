@@ -3,8 +3,8 @@
 from enum import IntEnum
 
 from galley.errors import GalleyError
+from galley.kv.chain import Namespace
 from galley.kv.table import Table
-from galley.kv.tree import Namespace
 from galley.runtime.meter import JobMeter
 from galley.types import FinishReason, SamplingParams
 
@@ -23,6 +23,8 @@ class State(IntEnum):
     CANCELLED = 4
     EXPIRED = 5
     FAILED = 6
+    PARKED = 7
+    """Left the engine as a ``Parked``; over as far as this job is concerned."""
 
 
 class Job:

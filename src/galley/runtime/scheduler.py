@@ -3,9 +3,10 @@
 from itertools import islice
 
 from galley.errors import GalleyError, InvalidRequest, Overloaded
+from galley.kv import chain
 from galley.kv.pool import Pool
 from galley.kv.table import Table
-from galley.kv.tree import Namespace, Node, Tree
+from galley.kv.tree import Node, Tree
 from galley.runtime.admission import Admission
 from galley.runtime.cost import CostModel
 from galley.runtime.deadlines import Deadlines
@@ -16,7 +17,7 @@ from galley.runtime.out import StepOut
 from galley.runtime.plan import Drawn, Plan
 from galley.runtime.policy import Policy
 from galley.runtime.queue import Queue
-from galley.types import FinishReason, SamplingParams, TokenLogprob
+from galley.types import CacheHint, FinishReason, SamplingParams, TokenLogprob
 
 __all__ = ["Scheduler"]
 
@@ -73,6 +74,7 @@ class Scheduler:
         self.deadlines = Deadlines()
         self.running: dict[Job, None] = {}
         self.jobs: dict[str, Job] = {}
+        self.epoch = 0
         self._sequence = 0
         self._inflight: Plan | None = None
         self._out: list[StepOut] = []
@@ -82,9 +84,28 @@ class Scheduler:
         return self.tree.pool
 
     @property
+    def inflight(self) -> bool:
+        """Whether a plan waits for its commit."""
+        return self._inflight is not None
+
+    @property
     def busy(self) -> bool:
         """Whether a job waits or runs."""
         return bool(self.jobs)
+
+    def namespace(self, tenant: str, salt: str | None, cache: CacheHint | None) -> chain.Namespace:
+        """With whom a job shares its prefixes: same weights, tenant, salt and epoch (KV-5, KV-10)."""
+        apart = cache is not None and cache.memory_only
+        return chain.namespace(self.model_key, tenant=tenant, salt=salt, epoch=self.epoch, memory_only=apart)
+
+    def new_epoch(self) -> None:
+        """Weights, an adapter or the KV dtype changed: nothing cached so far matches again (KV-10).
+
+        Running jobs go on with the blocks they hold. What nobody holds is freed at once when nothing is
+        held, else as memory is needed.
+        """
+        self.epoch += 1
+        self.tree.clear()
 
     def submit(
         self,
@@ -99,9 +120,10 @@ class Scheduler:
         priority: int = 0,
         max_queue_s: float | None = None,
         max_total_s: float | None = None,
+        cache: CacheHint | None = None,
         checked: bool = False,
     ) -> Job:
-        """Put one choice in the queue. Prefixes are shared among all jobs of the same ``salt``.
+        """Put one choice in the queue. Prefixes are shared among jobs of the same ``namespace``.
 
         Raises what ``Admission.refuse`` raises unless ``checked`` already, Overloaded when the queue is full.
         """
@@ -111,14 +133,14 @@ class Scheduler:
             self.admission.refuse(prompt, params)
         if len(self.queue) >= self.max_queue:
             raise Overloaded(f"{len(self.queue)} requests are waiting already", retry_after_s=1.0)
-        namespace: Namespace = (("model", self.model_key),) + ((("salt", salt),) if salt else ())
+        namespace = self.namespace(tenant, salt, cache)
         job = Job(
             job_id,
             prompt,
             params,
             eos=self.eos,
             context=self.admission.room,
-            sequence=self._sequence,
+            sequence=0,
             now=now,
             namespace=namespace,
             seed=params.seed or 0,
@@ -128,11 +150,25 @@ class Scheduler:
             max_queue_s=max_queue_s,
             max_total_s=max_total_s,
         )
+        if cache is not None:  # whole blocks are kept
+            size = self.block_size
+            job.meter.cache_ends = tuple((end // size * size, ttl_s) for end, ttl_s in cache.ends)
+        self.enter(job, now)
+        return job
+
+    def enter(self, job: Job, now: float) -> None:
+        """Queue a job that is WAITING, or PREEMPTED elsewhere; it comes after all that are here."""
+        job.sequence = self._sequence
         self._sequence += 1
-        self.jobs[job_id] = job
+        self.jobs[job.id] = job
         self.queue.add(job)
         self.deadlines.add(job, now)
-        return job
+
+    def park(self, job: Job, now: float) -> None:
+        """End a job with code ``parked``, its full blocks cached. Not while a plan is in flight."""
+        if self._inflight is not None:
+            raise RuntimeError("park between steps")
+        self._end(job, now, GalleyError("the request was parked", code="parked"), State.PARKED)
 
     def cancel(self, job_id: str, now: float) -> bool:
         """End a job with an error of code ``cancelled``; legal in every state, also twice (CAN-2).

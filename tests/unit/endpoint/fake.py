@@ -19,6 +19,7 @@ class FakeMeter:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_ends: tuple[tuple[int, int], ...] = ()
     completion_tokens: int = 0
     arrived: float = field(default_factory=time.monotonic)
     first_scheduled: float | None = None

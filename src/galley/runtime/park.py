@@ -1,0 +1,96 @@
+"""Parking: a running job becomes a value, its KV stays behind in the cache, and it goes on later (SCH-6)."""
+
+import msgspec
+
+from galley.errors import NotFound
+from galley.runtime.job import Job, State
+from galley.runtime.scheduler import Scheduler
+from galley.types import CacheHint, SamplingParams
+
+__all__ = ["Parked", "park", "resume"]
+
+
+class Parked(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a job is beside its KV. Plain data: it may be stored and resumed by another process.
+
+    Attributes:
+        tokens: ids of the prompt and of the output so far. prompt_len: how many are the prompt's.
+        seed, lane: with a token's position they are its noise, so the output goes on as it would have.
+        computed: positions whose KV was in the cache when it was parked.
+    """
+
+    job_id: str
+    tokens: list[int]
+    prompt_len: int
+    params: SamplingParams
+    seed: int
+    lane: int
+    tenant: str
+    salt: str | None
+    priority: int
+    memory_only: bool
+    computed: int
+
+    @property
+    def cache(self) -> CacheHint:
+        """What to ask of the prefix cache when it comes back."""
+        return CacheHint(memory_only=self.memory_only)
+
+
+def park(scheduler: Scheduler, job_id: str, now: float) -> Parked:
+    """Take a job out between steps; its stream ends with an error of code ``parked``.
+
+    Its full blocks stay cached, unused, and are given up like any others when memory is needed. Raises
+    NotFound when there is no such job.
+    """
+    job = scheduler.jobs.get(job_id)
+    if job is None:
+        raise NotFound(f"There is no job {job_id[:100]!r} to park.", param="job_id")
+    space = dict(job.table.namespace)
+    parked = Parked(
+        job_id=job.id,
+        tokens=list(job.tokens),
+        prompt_len=job.prompt_len,
+        params=job.params,
+        seed=job.seed,
+        lane=job.lane,
+        tenant=job.tenant,
+        salt=space.get("salt"),
+        priority=job.priority,
+        memory_only="tier" in space,
+        computed=job.computed,
+    )
+    scheduler.park(job, now)
+    return parked
+
+
+def resume(scheduler: Scheduler, parked: Parked, job_id: str, now: float) -> Job:
+    """Queue a parked job again, before new ones of its class. What the cache no longer has is recomputed.
+
+    Raises InvalidRequest and ContextLengthExceeded when it cannot run on this engine.
+    """
+    scheduler.admission.refuse(
+        parked.tokens[: parked.prompt_len], msgspec.structs.replace(parked.params, seed=parked.seed)
+    )
+    job = Job(
+        job_id,
+        parked.tokens[: parked.prompt_len],
+        parked.params,
+        eos=scheduler.eos,
+        context=scheduler.admission.room,
+        sequence=0,
+        now=now,
+        namespace=scheduler.namespace(parked.tenant, parked.salt, parked.cache),
+        seed=parked.seed,
+        lane=parked.lane,
+        tenant=parked.tenant,
+        priority=parked.priority,
+    )
+    for token in parked.tokens[parked.prompt_len :]:
+        job.take(token)
+    job.state = State.PREEMPTED
+    job.reached = parked.computed
+    job.resumed_at = len(job.tokens)
+    job.meter.first_scheduled = now
+    scheduler.enter(job, now)
+    return job
