@@ -132,7 +132,8 @@ def _participants(
     """Galley and the peers that could be installed; the others with their reasons."""
     able: list[Participant] = []
     problems: dict[str, str] = {}
-    for peer in (Galley(isa), *(peers_for(name, model.bits) for name in names)):
+    peers = {peer.name: peer for peer in (Galley(isa), *(peers_for(name, model.bits) for name in names))}
+    for peer in peers.values():
         try:
             peer.install()
             able.append(Participant(peer, model, threads))
