@@ -56,6 +56,8 @@ class LlamaCpp(Peer):
         unpacked = folder / "llamacpp" / f"llama_cpp_python-{self.version}" / "vendor" / "llama.cpp"
         self.source = source or unpacked
         self.build = build or folder / "llamacpp" / "build"
+        # Somebody else's build, given or linked: used as it is, perhaps without the server.
+        self._finished = build is not None or self.build.is_symlink()
         self.driver = folder / "llamacpp-driver"
 
     @property
@@ -75,7 +77,8 @@ class LlamaCpp(Peer):
             with tarfile.open(self._sdist) as archive:
                 archive.extractall(self._sdist.parent, filter="data")
         library = self.build / "bin" / "libllama.so"
-        if not (library.exists() and self.quantize.exists()):
+        wanted = (library, self.quantize, self.server)
+        if not self._finished and not all(path.exists() for path in wanted):
             subprocess.run(
                 ["cmake", "-S", str(self.source), "-B", str(self.build), *self.options], check=True
             )
