@@ -121,7 +121,7 @@ class LlamaCpp(Peer):
     def serve(self, model: Model, threads: int) -> Server:
         """llama-server with a unified KV buffer, which its slots share, and automatic prompt cache."""
         if not self.server.exists():
-            raise Unsupported(f"this build of llama.cpp has no llama-server ({self.server})")
+            raise Unsupported("this build of llama.cpp has no llama-server")
         port = free_port()
         command = [str(self.server), "--model", str(model.gguf), "--port", str(port), *self.serving(threads)]
         return Server(self.name, command, port=port, log=self._folder / "llama-server.log")
