@@ -8,6 +8,7 @@ import numpy.typing as npt
 from galley.errors import ConfigError, EngineFault
 from galley.model.spec import ModelSpec
 from galley.runtime.plan import Drawn, Draws, Rows
+from galley.runtime.processors import Processors
 
 if TYPE_CHECKING:
     from galley.model.gguf import GGUF
@@ -24,7 +25,7 @@ class NativeBackend:
     of quantised matrices are int8 with one scale per 16 values.
 
     Args:
-        threads: None takes one per processor in the affinity mask.
+        threads: None takes what ``Processors.threads`` chooses.
         num_blocks: KV blocks of 16 tokens. The arena is reserved at once and touched only as it is used.
         kv: ``f16``, or ``int8`` with one scale per token and kv head: half the memory and half the bytes that
             a long context reads, at a small cost in accuracy (docs/ACCURACY.md).
@@ -58,7 +59,7 @@ class NativeBackend:
                 param="isa",
             )
         self.isa = isa or available[0]
-        self.threads = threads if threads is not None else _native.affinity_count()
+        self.threads = threads if threads is not None else Processors.read().threads().count
         self.spec = spec
         self.num_blocks = num_blocks
         tensors: dict[str, tuple[int, int, int, npt.NDArray[np.uint8]]] = {}
