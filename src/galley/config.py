@@ -175,7 +175,7 @@ SETTINGS: dict[str, Setting] = {
             "GALLEY_THREADS",
             values.integer(1, 1024),
             None,
-            "kernel threads; default: the cores",
+            "kernel threads; default: the physical cores",
         ),
         Setting(
             "engine.token_budget",

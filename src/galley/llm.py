@@ -84,7 +84,13 @@ class LLM:
             entry = Store(config.home).resolve(model)
             options = {name: getattr(wanted, name) for name in EngineOptions.__struct_fields__}
             options["max_queue"] = 2**31  # offline the caller's list is the queue
-            running = Opened(entry.path, entry.name, EngineOptions(**options), threaded=False)
+            running = Opened(
+                entry.path,
+                entry.name,
+                EngineOptions(**options),
+                threaded=False,
+                costs=config.home / "cost",
+            )
             opened.callback(running.close)
             if running.warning:
                 warnings.warn(running.warning, RuntimeWarning, stacklevel=2)

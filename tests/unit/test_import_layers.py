@@ -28,6 +28,8 @@ LAYERS: list[tuple[str, ...]] = [
         "galley.runtime.stats",
         "galley.runtime.scheduler",
         "galley.runtime.memory",
+        "galley.runtime.cost",
+        "galley.runtime.processors",
         "galley.runtime.sampling",
         "galley.runtime.text",
     ),
@@ -40,6 +42,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.results",),
     ("galley.llm",),
     ("galley.endpoint",),
+    ("galley.bench",),
     ("galley.cli",),
 ]
 
@@ -50,6 +53,8 @@ PURE = (
     "galley.runtime.job",
     "galley.runtime.queue",
     "galley.runtime.policy",
+    "galley.runtime.cost",
+    "galley.runtime.processors",
     "galley.runtime.sampling.params",
     "galley.economics",
     "galley.audit",

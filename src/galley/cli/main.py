@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "log": ("galley.cli.log:log", "List receipts, newest last; -f follows."),
     "receipt": ("galley.cli.log:receipt", "Show one receipt in full."),
     "doctor": ("galley.cli.doctor:doctor", "Measure this machine and say what fits."),
+    "bench": ("galley.cli.bench:bench", "Time Galley beside what the machine can do."),
     "config": ("galley.cli.settings:config", "Show, write and check settings."),
 }
 """Name to where it is and its short help (kept equal to the command's own by a test)."""

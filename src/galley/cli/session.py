@@ -66,7 +66,7 @@ def render(error: GalleyError) -> None:
 ENGINE_FLAGS: dict[str, tuple[str, str, str]] = {
     "engine.backend": ("--backend", "KIND", "auto, native or reference."),
     "engine.isa": ("--isa", "NAME", "Instruction set of the native backend; default: the best here."),
-    "engine.threads": ("--threads", "N", "Kernel threads; default: the cores this process may use."),
+    "engine.threads": ("--threads", "N", "Kernel threads; default: the physical cores this process may use."),
     "engine.kv_memory": ("--kv-memory", "SIZE", "Memory for KV, such as 512MiB; default: what fits."),
     "engine.context": ("--context", "TOKENS", "Context, such as 4096 or 8K; default: the model's own."),
     "engine.token_budget": ("--token-budget", "N", "Most tokens computed in one step."),

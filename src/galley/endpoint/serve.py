@@ -49,7 +49,8 @@ def serve(config: Config) -> None:
     options = EngineOptions(
         **{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__}
     )
-    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options))
+    costs = config.home / "cost"
+    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options, costs=costs, measure=True))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
 

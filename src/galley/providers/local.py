@@ -135,6 +135,10 @@ class LocalProvider:
             prefix_hits=stats.cache_hit_tokens,
             preemptions=stats.preemptions,
             steps=stats.steps,
+            predicted_steps=stats.forecast.steps,
+            step_seconds=stats.forecast.seconds,
+            step_predicted_seconds=stats.forecast.predicted_s,
+            step_error_seconds=stats.forecast.error_s,
         )
 
     def token(self, id: int) -> tuple[str, bytes]:
