@@ -150,7 +150,7 @@ class Provider(Protocol):
         ...
 
     def token(self, id: int) -> tuple[str, bytes]:
-        """A token as text (a special one as its name) and as raw bytes."""
+        """A token as text and as raw bytes; a special one as its name, with no bytes."""
         ...
 
     def encode(self, text: str, *, special: bool) -> list[int]:

@@ -70,8 +70,10 @@ class Opened:
     Args:
         costs: folder of measured cost models; the one that fits is used. None: no cost model.
         measure: where none fits, measure in idle time and keep it there.
+        threaded: start the engine's own thread; without it the caller drives ``engine.turn``.
 
     Attributes:
+        warning: why the backend is not the one hoped for, if so.
         notes: what a user should be told at start, one line each, warnings first.
     """
 
@@ -84,6 +86,7 @@ class Opened:
         available: int | None = None,
         costs: Path | None = None,
         measure: bool = False,
+        threaded: bool = True,
     ) -> None:
         with contextlib.ExitStack() as opened:
             self.model = Model.open(path, name)
@@ -131,9 +134,12 @@ class Opened:
                 measure=partial(_keep, book) if measure and book is not None else None,
             )
             opened.callback(self.engine.close)
-            self.engine.start()
+            if threaded:
+                self.engine.start()
             self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
             card = self.provider.cards[0]
+            self.memory = memory
+            self.warning = warning
             self.notes = [f"warning: {text}" for text in (warning, known.problem, *threads.warnings) if text]
             self.notes += [
                 f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",
