@@ -5,8 +5,9 @@ from typing import Any
 import msgspec
 
 from galley.errors import Upstream
+from galley.providers.dialect import Heard
 from galley.providers.openai import count, lacks
-from galley.providers.remote import Heard, reason
+from galley.providers.refusal import reason
 from galley.types import Delta, Request, Usage
 
 __all__ = ["AnthropicDialect"]

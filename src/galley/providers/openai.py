@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 
 from galley.errors import Upstream
-from galley.providers.remote import Heard, reason
+from galley.providers.dialect import Heard
+from galley.providers.refusal import reason
 from galley.types import Delta, Request, Usage
 
 __all__ = ["OpenAIDialect"]

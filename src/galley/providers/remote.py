@@ -7,80 +7,24 @@ client's to know: the run raises ``Upstream`` of kind ``cut`` and never ends as 
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Protocol
 
 import msgspec
 
 from galley.errors import InvalidRequest, Upstream, UpstreamKind
 from galley.providers.base import Load, Meter, ModelCard, Prepared
+from galley.providers.dialect import Dialect, Heard, Timeouts
 from galley.providers.http import Pool, Reply
+from galley.providers.refusal import classify, failure
 from galley.providers.sse import Events
-from galley.types import Delta, Digests, FinishReason, Request, Usage
+from galley.types import Delta, Digests, Request, Usage
 
-__all__ = ["Dialect", "Heard", "RemoteProvider", "Timeouts", "failure"]
+__all__ = ["RemoteProvider"]
 
 MAX_REPLY = 32 << 20
 BUFFERED = 64
 """Events held back before the commit point."""
-
-
-class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds. ``first`` is from sending to the commit point, ``idle`` between pieces after it."""
-
-    connect: float = 5.0
-    first: float = 60.0
-    idle: float = 30.0
-    slow_chars: int = 0
-    """Slow-stream guard: this many characters must come within ``slow_s`` of the first one before the answer
-    is committed; 0 is off (the first token is then passed on at once)."""
-    slow_s: float = 5.0
-
-
-class Heard:
-    """What one reply, or one event of it, said."""
-
-    __slots__ = ("deltas", "done", "model", "usage")
-
-    def __init__(
-        self,
-        deltas: Sequence[Delta] = (),
-        *,
-        usage: Usage | None = None,
-        done: bool = False,
-        model: str | None = None,
-    ) -> None:
-        self.deltas = deltas
-        self.usage = usage
-        self.done = done
-        self.model = model
-
-
-class Reader(Protocol):
-    """Reads one reply; may keep state between its events."""
-
-    def whole(self, payload: Any) -> Heard: ...
-    def event(self, name: str, data: bytes) -> Heard: ...
-
-
-class Dialect(Protocol):
-    """A wire format. Both methods raise nothing but what they say."""
-
-    name: str
-
-    def lacks(self, request: Request) -> str | None:
-        """Why this format cannot carry the request faithfully; None when it can."""
-        ...
-
-    def headers(self, key: str | None) -> dict[str, str]: ...
-
-    def encode(self, request: Request, model: str) -> tuple[str, bytes]:
-        """Path and body."""
-        ...
-
-    def reader(self, request: Request) -> Reader: ...
 
 
 class RemoteMeter(msgspec.Struct, kw_only=True):
@@ -414,63 +358,6 @@ class RemoteRun:
             self._meter.kept[index] = shares[index]
 
 
-def failure(kind: UpstreamKind, provider: str, why: str) -> Upstream:
-    """An Upstream error that names its provider."""
-    return Upstream(why, kind=kind, provider=provider)
-
-
-def classify(provider: str, status: int, headers: Mapping[str, str], raw: bytes) -> Upstream:
-    """What a refusal means for retrying. The body's own words are kept, cut at 500 characters."""
-    code, words = "", raw[:500].decode("utf-8", "replace")
-    with contextlib.suppress(msgspec.DecodeError, AttributeError, TypeError):
-        body = msgspec.json.decode(raw)
-        error = body.get("error", body)
-        if isinstance(error, dict):
-            code = str(error.get("code") or error.get("type") or "")
-            words = str(error.get("message") or words)[:500]
-        elif isinstance(error, str):
-            words = error[:500]
-    kind: UpstreamKind
-    if status == 429:
-        kind = "rate"
-    elif status in (401, 402, 403):
-        kind = "auth"
-    elif status in (408, 409, 425) or status >= 500:
-        kind = "server"
-    elif "context" in code or "context length" in words.lower():
-        kind = "context"
-    elif "content" in code and ("filter" in code or "policy" in code):
-        kind = "content"
-    elif status in (301, 302, 303, 307, 308):
-        kind, words = "protocol", f"redirected to {headers.get('location', 'nowhere')}"
-    else:
-        kind = "request"
-    # An upstream's 401 speaks of our key, not of the client's: its words stay out of the answer.
-    message = f"answered {status}" + ("" if kind == "auth" else f": {words}")
-    return Upstream(
-        message, kind=kind, provider=provider, upstream_status=status, retry_after_s=retry_after(headers)
-    )
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from ``retry-after-ms`` or ``retry-after`` (seconds or an HTTP date); None when absent or
-    senseless. Never negative."""
-    with contextlib.suppress(ValueError):
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    given = headers.get("retry-after")
-    if given is None:
-        return None
-    with contextlib.suppress(ValueError):
-        seconds = float(given)
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    from email.utils import parsedate_to_datetime
-
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
-    return None
-
-
 def characters(request: Request) -> int:
     """Characters of the prompt."""
     if request.messages is not None:
@@ -490,26 +377,3 @@ def share(total: int, weights: Sequence[int]) -> list[int]:
     for i in order[: total - sum(parts)]:
         parts[i] += 1
     return parts
-
-
-REASONS: Mapping[str, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "tool_calls": "tool_calls",
-    "tool_use": "tool_calls",
-    "content_filter": "content_filter",
-    "refusal": "content_filter",
-    "eos": "stop",
-}
-"""Finish reasons of the wire."""
-
-
-def reason(provider: str, word: object) -> FinishReason:
-    """Raises GalleyError (protocol) for a reason nobody has heard of: passing it on as ``stop`` would lie."""
-    found = REASONS.get(word) if isinstance(word, str) else None
-    if found is None:
-        raise failure("protocol", provider, f"finish reason {word!r}")
-    return found

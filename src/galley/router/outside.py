@@ -5,9 +5,10 @@ from pathlib import Path
 
 from galley.errors import ConfigError
 from galley.providers.anthropic import AnthropicDialect
+from galley.providers.dialect import Dialect, Timeouts
 from galley.providers.http import Pool
 from galley.providers.openai import OpenAIDialect
-from galley.providers.remote import Dialect, RemoteProvider, Timeouts
+from galley.providers.remote import RemoteProvider
 from galley.router.catalog import Catalog, ProviderTable
 
 __all__ = ["open_providers"]

@@ -7,9 +7,11 @@ import pytest
 from galley.errors import Upstream
 from galley.providers.anthropic import AnthropicDialect
 from galley.providers.base import Meter
+from galley.providers.dialect import Timeouts
 from galley.providers.http import Pool
 from galley.providers.openai import OpenAIDialect, lacks
-from galley.providers.remote import RemoteProvider, Timeouts, retry_after, share
+from galley.providers.refusal import retry_after
+from galley.providers.remote import RemoteProvider, share
 from galley.providers.sse import Events
 from galley.types import Request, SamplingParams
 from tests.upstream import WORDS, MockUpstream
