@@ -77,7 +77,22 @@ struct Ranked {
     bool operator()(int a, int b) const { return z[a] > z[b] || (z[a] == z[b] && a < b); }
 };
 
+// Ids outside the mask to -inf. Most words are all or nothing.
+static void restrict_to(float* z, int n, const uint32_t* mask) {
+    for (int i = 0; i < n; i += 32) {
+        uint32_t out = ~mask[i >> 5];
+        const int m = std::min(32, n - i);
+        if (out == 0xFFFFFFFFu) {
+            for (int k = 0; k < m; k++) z[i + k] = -INFINITY;
+            continue;
+        }
+        if (m < 32) out &= (1u << m) - 1;
+        for (; out; out &= out - 1) z[i + std::countr_zero(out)] = -INFINITY;
+    }
+}
+
 static void penalise(float* z, int n, const Draw& d) {
+    if (d.mask) restrict_to(z, n, d.mask);
     for (int i = 0; i < d.bans; i++) z[d.ban_ids[i]] = -INFINITY;
     for (int i = 0; i < d.biases; i++) z[d.bias_ids[i]] += d.bias_values[i];
     for (int i = 0; i < d.seen; i++) {
@@ -86,14 +101,13 @@ static void penalise(float* z, int n, const Draw& d) {
         const int count = d.seen_counts[i];
         if (count > 0) v = v - d.frequency * (float)count - d.presence;
     }
-    (void)n;
 }
 
 // -1 when no token has a finite logit. Scratch: n floats and n ints.
 static int draw(const float* logits, int n, const Draw& d, float* scratch) {
     float* z = scratch;
     const bool greedy = d.temperature < 1e-5f;
-    if (greedy && !d.bans && !d.biases && !d.seen) {
+    if (greedy && !d.bans && !d.biases && !d.seen && !d.mask) {
         const int id = argmax(logits, n);
         return std::isfinite(logits[id]) ? id : -1;
     }

@@ -9,6 +9,7 @@ from threading import Condition, Thread
 
 from galley.errors import ConfigError, EngineFault, GalleyError, InvalidRequest, Overloaded
 from galley.runtime.backend.base import Backend
+from galley.runtime.guide import Guide
 from galley.runtime.loop import Loop
 from galley.runtime.mailbox import Mailbox, Stream
 from galley.runtime.meter import Costs, JobMeter
@@ -168,8 +169,12 @@ class Engine:
         priority: int = 0,
         max_queue_s: float | None = None,
         max_total_s: float | None = None,
+        guide: Guide | None = None,
+        banned: tuple[int, ...] = (),
     ) -> None:
         """Queue one choice; n choices are n submits with lanes 0 … n-1, and share the prompt's KV.
+
+        ``guide`` is this choice's own; ``banned`` ids are never drawn.
 
         ``on_step`` is called on the engine thread, once a step with news, and must not block. Raises at once:
         ContextLengthExceeded, InvalidRequest, Overloaded (queue full, draining, closed).
@@ -188,6 +193,8 @@ class Engine:
             max_queue_s=max_queue_s,
             max_total_s=max_total_s,
             checked=True,
+            guide=guide,
+            banned=banned,
         )
         with self._wake:
             if self._draining:
@@ -212,6 +219,8 @@ class Engine:
         priority: int = 0,
         max_queue_s: float | None = None,
         max_total_s: float | None = None,
+        guide: Guide | None = None,
+        banned: tuple[int, ...] = (),
     ) -> AsyncIterator[StepOut]:
         """``submit`` for asyncio; its errors come with the first step. Leaving the iterator cancels (CAN-1).
 
@@ -232,6 +241,8 @@ class Engine:
                 priority=priority,
                 max_queue_s=max_queue_s,
                 max_total_s=max_total_s,
+                guide=guide,
+                banned=banned,
             )
         except BaseException:
             del self._boxes[stream]
@@ -311,6 +322,7 @@ class Engine:
         self.scheduler.reset(closed, now)
         unborn = [StepOut(job_id=job_id, error=closed, meter=JobMeter(finished=now)) for job_id, _ in left]
         self._dispatch(self.scheduler.take() + unborn)
+        self.loop.close()
 
     def _arrivals(self) -> None:
         """Take the inbox: first submits, then cancels, so that a cancel finds its job."""
