@@ -4,6 +4,7 @@ Nothing here measures; it adds up what the engine measured per choice. So the ar
 tested without an engine, and is the same whoever asks for it.
 """
 
+import hashlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -111,6 +112,7 @@ def assemble(
     started: float | None = None,
     ended: float | None = None,
     output: list[str] | None = None,
+    warnings: Sequence[str] = (),
 ) -> Receipt:
     """Add up one request. O(choices).
 
@@ -124,6 +126,7 @@ def assemble(
         started, ended: monotonic arrival and end as seen by the caller. Without them the meters' earliest
             arrival and latest finish count; a request refused before the engine has only these.
         output: the text of each choice; kept only if ``request.capture``.
+        warnings: what went wrong in reading the output.
 
     Usage counts a prompt once however many choices share it (``n`` > 1), as OpenAI does; completion tokens
     add up over choices. ``cached_tokens`` of a prompt is the smallest among its scheduled choices: the later
@@ -133,6 +136,10 @@ def assemble(
     effective = params or request.params
     usage = add_usage(meters, choices, max(1, effective.n))
     shown = msgspec.to_builtins(effective)
+    if effective.structured_outputs is not None and not request.capture:
+        # A schema can say much of what a prompt is about: without capture its digest has to do.
+        spelled = msgspec.json.encode(effective.structured_outputs, order="sorted")
+        shown["structured_outputs"] = {"sha256": hashlib.sha256(spelled).hexdigest()}
     if seeds:
         shown["seed"] = seeds[0]
         if len(set(seeds)) > 1:
@@ -176,6 +183,7 @@ def assemble(
         else None,
         output=output if request.capture else None,
         version=__version__,
+        warnings=list(warnings),
     )
 
 
@@ -195,6 +203,7 @@ def add_usage(meters: Mapping[int, Metered], choices: Sequence[Choice], n: int) 
         completion_tokens=sum(c.completion_tokens for c in choices)
         if choices
         else sum(m.completion_tokens for m in meters.values()),
+        reasoning_tokens=sum(c.reasoning_tokens for c in choices),
     )
 
 

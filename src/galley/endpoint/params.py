@@ -6,7 +6,7 @@ from typing import Any
 
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import InvalidRequest
-from galley.types import Request, SamplingParams
+from galley.types import Request, SamplingParams, StructuredOutputs
 
 __all__ = ["CHANGES_ANSWER", "common", "sampling"]
 
@@ -23,7 +23,6 @@ CHANGES_ANSWER = (
     "moderation",
     "prediction",
     "reasoning_effort",
-    "tools",
     "verbosity",
     "web_search_options",
     # vLLM
@@ -32,18 +31,11 @@ CHANGES_ANSWER = (
     "chat_template",
     "continue_final_message",
     "documents",
-    "guided_choice",
-    "guided_decoding_backend",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "guided_whitespace_pattern",
     "logits_processors",
     "mm_processor_kwargs",
     "prompt_embeds",
     "prompt_logprobs",
     "structural_tag",
-    "structured_outputs",
     "thinking_token_budget",
     "truncate_prompt_tokens",
     "use_beam_search",
@@ -68,7 +60,9 @@ CHANGES_ANSWER = (
 """Would change the answer and are not implemented: given with a meaning, 400 ``unsupported_parameter``."""
 
 
-def sampling(fields: Fields, *, logprobs: int | None) -> SamplingParams:
+def sampling(
+    fields: Fields, *, logprobs: int | None, structure: StructuredOutputs | None = None
+) -> SamplingParams:
     """Sampling parameters of either door, in OpenAI's ranges. Omitted ``max_tokens`` is the rest of the
     context on both doors (OpenAI's 16 for completions is a hidden cap)."""
     older = fields.integer("max_tokens", 1)
@@ -106,6 +100,7 @@ def sampling(fields: Fields, *, logprobs: int | None) -> SamplingParams:
         "include_stop_str_in_output": fields.boolean("include_stop_str_in_output"),
         "ignore_eos": fields.boolean("ignore_eos"),
         "skip_special_tokens": fields.boolean("skip_special_tokens", True),
+        "structured_outputs": structure,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
@@ -190,15 +185,6 @@ def read_stream(fields: Fields) -> tuple[bool, bool]:
 def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str | None) -> dict[str, Any]:
     """The fields of a Request that both doors fill alike, by name."""
     fields.refuse(CHANGES_ANSWER)
-    tool_choice = fields.raw("tool_choice")
-    if tool_choice not in (None, "none"):
-        raise unsupported("tool_choice", "none")
-    shape = fields.object("response_format")
-    if shape is not None and shape.choice("type", ("text", "json_object", "json_schema")) not in (
-        None,
-        "text",
-    ):
-        raise unsupported("response_format", "type text")
     modalities = fields.array("modalities")
     if modalities not in (None, ["text"]):
         raise unsupported("modalities", "['text']")

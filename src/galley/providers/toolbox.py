@@ -8,6 +8,7 @@ from typing import Any
 from galley.errors import InvalidRequest
 from galley.model.model import Model
 from galley.runtime.guided import EXACT, JSON_STYLE, Compiled, Compiler, Thinking
+from galley.runtime.sampling.params import check_guided
 from galley.runtime.text.formats import GENERIC, detect
 from galley.runtime.text.grammar import calls_grammar
 from galley.runtime.text.harmony import HarmonyOutput
@@ -103,11 +104,23 @@ class Toolbox:
         compiles. Raises InvalidRequest as ``Compiler.compile``."""
         wanted = request.params.structured_outputs
         thinking = self.thinking(prompt) if request.messages is not None else None
-        if request.tools and request.tool_choice not in ("auto", "none"):
-            return self.compiler.compile(self._calls(request, thinking), param="tools")
-        if wanted is None:
-            return None
-        return self.compiler.compile(wanted, thinking=thinking, param=where(request, wanted))
+        if not request.tools or request.tool_choice == "none":
+            path = request.structured_path or "structured_outputs"
+            return None if wanted is None else self.compiler.compile(wanted, thinking=thinking, param=path)
+        if request.tool_choice == "auto":
+            if wanted is None:
+                return None
+            path = request.structured_path or "structured_outputs"
+            return self.compiler.compile(wanted, thinking=thinking, calls=self._calls(request), param=path)
+        if wanted is not None:
+            raise InvalidRequest(
+                "A call is required, so there is no answer to give a form to.",
+                param=request.structured_path.partition(".")[0] or "structured_outputs",
+            )
+        check_guided(request.params)
+        lead, rules = ("thinking ", self.compiler.thought(thinking)) if thinking is not None else ("", "")
+        grammar = StructuredOutputs(grammar=f"start: {lead}calls\n{self._calls(request)}{rules}")
+        return self.compiler.compile(grammar, param="tools")
 
     def banned(self, request: Request) -> tuple[int, ...]:
         """With ``tool_choice: none`` the markers of calls, where they are single tokens."""
@@ -134,45 +147,30 @@ class Toolbox:
             return None
         return Output(self.record, schemas, reasoning=self.reasons_already(prompt), new_id=new_id)
 
-    def _calls(self, request: Request, thinking: Thinking | None) -> StructuredOutputs:
+    def _calls(self, request: Request) -> str:
         schemas = schemas_of(request)
         kind, _, name = request.tool_choice.partition(":")
         if kind == "function":
             schemas = {name: schemas[name]}
         record = self.record
-        several = kind == "required" and request.parallel_tool_calls and record.parallel
         try:
-            grammar = calls_grammar(
+            return calls_grammar(
                 record,
                 schemas,
-                several=several,
+                several=kind != "function" and request.parallel_tool_calls and record.parallel,
                 literal=self.compiler.literal,
                 style={**JSON_STYLE, **EXACT},
-                think="thinking" if thinking is not None else "",
             )
         except ValueError as error:
             raise InvalidRequest(
                 f"these tools cannot be enforced: {error}", param="tools", code="unsupported_schema"
             ) from None
-        if thinking is not None:
-            grammar += self.compiler.thought(thinking)
-        return StructuredOutputs(grammar=grammar)
 
 
 def schemas_of(request: Request) -> dict[str, Any]:
     """The parameters' schema of each tool, by name."""
     functions = [tool["function"] for tool in request.tools or ()]
     return {function["name"]: function.get("parameters") or {} for function in functions}
-
-
-def where(request: Request, wanted: StructuredOutputs) -> str:
-    """The path of the request's field that asks for this."""
-    if request.structured_path:
-        return request.structured_path
-    for name in ("json", "regex", "choice", "grammar"):
-        if getattr(wanted, name) is not None:
-            return f"structured_outputs.{name}"
-    return "structured_outputs"
 
 
 def spoken_message(message: dict[str, Any]) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class Answer:
         try:
             self._route, self.provider, self.card = self._router.route(self.request)
             self.prepared = await self.provider.prepare(self.request)
+            self.request = self.prepared.request
             self._run = await self.provider.start(self.prepared, self._meter)
         except BaseException as error:
             await self._settle(error)
@@ -167,6 +168,11 @@ class Answer:
         assert self._run is not None
         async for delta in self._run.deltas():
             yield delta
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong so far in reading the output, such as a malformed tool call."""
+        return self._meter.warnings
 
     def usage(self) -> Usage:
         """Tokens so far; final once ``deltas`` has ended."""
@@ -203,6 +209,7 @@ class Answer:
                 started=self._started,
                 ended=time.monotonic(),
                 output=self._meter.output(),
+                warnings=self._meter.warnings,
             )
             self._router.record(self.receipt)
         except Exception:

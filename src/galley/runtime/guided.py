@@ -186,16 +186,18 @@ class Compiler:
         wanted: StructuredOutputs,
         *,
         thinking: Thinking | None = None,
+        calls: str = "",
         param: str = "structured_outputs",
     ) -> Compiled:
         """The grammar of what is wanted, from the cache if it was compiled before.
 
         Raises InvalidRequest: ``missing_dependency`` without llguidance, ``unsupported_schema`` naming the
         path of a keyword that cannot be enforced, ``invalid_grammar`` for what cannot be compiled or is too
-        large. ``param`` is where the request holds it.
+        large. ``param`` is where the request holds it; ``calls`` are rules of which ``calls`` may be there
+        in place of the answer.
         """
         try:
-            described = json.dumps([msgspec.to_builtins(wanted), msgspec.to_builtins(thinking)])
+            described = json.dumps([msgspec.to_builtins(wanted), msgspec.to_builtins(thinking), calls])
         except (RecursionError, ValueError) as error:
             raise refuse(f"it cannot be read: {error}", param) from None
         if len(described) > MAX_SOURCE:
@@ -206,7 +208,7 @@ class Compiler:
             if known is not None:
                 self._kept.move_to_end(key)
                 return known
-        made = self._make(wanted, thinking, param)
+        made = self._make(wanted, self._top(thinking, calls), param)
         with self._lock:
             self.compiled += 1
             self._kept[key] = made
@@ -223,6 +225,14 @@ class Compiler:
             parts.append(f"<[{segment}]>" if token else json.dumps(spelled, ensure_ascii=False))
         return " ".join(parts)
 
+    def _top(self, thinking: Thinking | None, calls: str) -> str:
+        """A grammar around the answer, empty when there is nothing around it."""
+        if thinking is None and not calls:
+            return ""
+        lead = "thinking " if thinking is not None else ""
+        start = f"start: {lead}{'(calls | @answer)' if calls else '@answer'}\n"
+        return start + calls + (self.thought(thinking) if thinking is not None else "")
+
     def thought(self, thinking: Thinking) -> str:
         """Lark rules of which ``thinking`` is reasoning and the white space after it."""
         if self.literal(thinking.end).startswith("<["):
@@ -233,7 +243,7 @@ class Compiler:
         lead = "thought" if thinking.opened else f"({self.literal(thinking.begin)} thought)?"
         return f"thinking: {lead} GAP\nGAP: /[\\n ]{{0,4}}/\n{thought}"
 
-    def _make(self, wanted: StructuredOutputs, thinking: Thinking | None, param: str) -> Compiled:
+    def _make(self, wanted: StructuredOutputs, top: str, param: str) -> Compiled:
         why = guided_missing()
         if why is not None:
             raise InvalidRequest(
@@ -242,9 +252,9 @@ class Compiler:
         relaxed: dict[str, str] = {}
         if wanted.json is not None or wanted.json_object:
             schema: Any = {"type": "object"} if wanted.json_object else self._schema(wanted.json, param)
-            matcher = self._json(schema, thinking, wanted, param, relaxed)
+            matcher = self._json(schema, top, wanted, param, relaxed)
         else:
-            matcher = self._match({"lark_grammar": self._lark(wanted, param)}, thinking)
+            matcher = self._match({"lark_grammar": self._lark(wanted, param)}, top)
             if matcher.is_error():
                 raise refuse(matcher.get_error(), param)
         return Compiled(matcher, -(-self._vocab // 32), relaxed)
@@ -276,7 +286,7 @@ class Compiler:
     def _json(
         self,
         schema: Any,
-        thinking: Thinking | None,
+        top: str,
         wanted: StructuredOutputs,
         param: str,
         relaxed: dict[str, str],
@@ -293,7 +303,7 @@ class Compiler:
             blamed = unenforced(schema) if wanted.strict else []
             message = blamed[0].why if blamed else ""
             if not blamed:
-                matcher = self._match({"json_schema": styled}, thinking)
+                matcher = self._match({"json_schema": styled}, top)
                 if not matcher.is_error():
                     return matcher
                 message = matcher.get_error()
@@ -309,17 +319,14 @@ class Compiler:
             for place in blamed:
                 relaxed[".".join([param, *place.path])] = place.take_out()
 
-    def _match(self, answer: dict[str, Any], thinking: Thinking | None) -> Any:
+    def _match(self, answer: dict[str, Any], top: str) -> Any:
         import llguidance
 
         with self._lock:
             if self._engine is None:
                 words: Any = Words(self.tokenizer, self._vocab)
                 self._engine = llguidance.LLTokenizer(words, eos_token=list(self.tokenizer.eos_ids) or None)
-        grammars = [answer]
-        if thinking is not None:
-            top = "start: thinking @answer\n" + self.thought(thinking)
-            grammars = [{"lark_grammar": top}, {"name": "answer", **answer}]
+        grammars = [{"lark_grammar": top}, {"name": "answer", **answer}] if top else [answer]
         limits = llguidance.LLParserLimits(verbose_errors=False)
         return llguidance.LLMatcher(
             self._engine, json.dumps({"grammars": grammars}), log_level=0, limits=limits

@@ -22,15 +22,13 @@ def calls_grammar(
     several: bool,
     literal: Callable[[str], str],
     style: Mapping[str, Any],
-    think: str = "",
 ) -> str:
-    """Exactly one call of one of the tools, or ``several``: at least one.
+    """The rule ``calls`` and those it needs: one call of one of the tools, or ``several``: at least one.
 
     Args:
         tools: the JSON schema of each tool's parameters, by name.
         literal: spells a marker in the dialect, control tokens by their id.
         style: how JSON is written (``x-guidance``).
-        think: the name of a rule for what may come first, or empty; the caller appends the rule.
 
     Raises ValueError for a name or a parameter that the format cannot write.
     """
@@ -50,7 +48,7 @@ def calls_grammar(
     if record.section[1]:
         parts.append(writer.text(record.section[1]))
     start = " ".join(part for part in parts if part)
-    return "\n".join([f"start: {think} {start}", *rules]) + "\n"
+    return "\n".join([f"calls: {start}", *rules]) + "\n"
 
 
 class Writer:

@@ -148,7 +148,7 @@ class HarmonyOutput:
         self._scan, self._raw = None, []
 
     def _header_is_text(self) -> None:
-    x
+        """A header that no message follows. The format's own opening of a message is not shown."""
         header = "".join(self._header or ())
         self._header = None
         if header.replace("<|start|>", "").strip() not in ("", "assistant"):

@@ -172,7 +172,7 @@ class Output:
             else:
                 self._say(marker)
         elif marker in self._closers:
-            if self.calls:
+            if self.good:
                 self._space = []
                 self._marker_last = True
             else:
