@@ -131,7 +131,12 @@ class Job:
         self.banned = banned
         self.pending: list[int] = []
         if guide is not None:
-            self.pending = guide.begin(self._forcible())
+            forced = guide.begin(self._forcible())
+            ends = self.stop_ids | self.eos
+            cut = next((place for place, token in enumerate(forced) if token in ends), len(forced))
+            if cut < len(forced):  # one of the request's own stop ids: left to be drawn
+                guide.rollback(len(forced) - cut)
+            self.pending = forced[:cut]
             for token in self.pending:
                 self.take(token)
 
