@@ -41,6 +41,10 @@ SUPPORTED = {
     "temperature": 0.5,
     "top_logprobs": 1,
     "top_p": 0.5,
+    "response_format": {"type": "json_object"},
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "none",
+    "parallel_tool_calls": False,
     "user": "u",
     "safety_identifier": "u",
 }
@@ -51,21 +55,22 @@ PROBES = {
     "function_call": "auto",
     "functions": [{"name": "f"}],
     "modalities": ["text", "audio"],
-    "parallel_tool_calls": True,
     "prediction": {"type": "content", "content": "x"},
     "prompt_cache_key": "k",
     "prompt_cache_retention": "24h",
     "reasoning_effort": "low",
-    "response_format": {"type": "json_object"},
     "service_tier": "flex",
     "store": True,
     "suffix": "s",
-    "tool_choice": "auto",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "verbosity": "low",
     "web_search_options": {"search_context_size": "low"},
 }
-NEEDS = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
+NEEDS = {
+    "top_logprobs": {"logprobs": True},
+    "stream_options": {"stream": True},
+    "tool_choice": {"tools": SUPPORTED["tools"]},
+    "parallel_tool_calls": {"tools": SUPPORTED["tools"]},
+}
 
 
 @pytest.fixture
@@ -100,7 +105,10 @@ async def test_no_property_is_swallowed(path, name, provider, store):
             before, after = provider.seen
             changed = [
                 field
-                for field in ("model", "params", "messages", "prompts", "echo", "metadata", "user")
+                for field in (
+                    *("model", "params", "messages", "prompts", "echo", "metadata", "user"),
+                    *("tools", "tool_choice", "parallel_tool_calls"),
+                )
                 if getattr(before, field) != getattr(after, field)
             ]
             assert changed, f"{name} was accepted and changed nothing"

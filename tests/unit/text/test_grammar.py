@@ -36,7 +36,10 @@ TOOLS = {
         "$defs": {
             "node": {
                 "type": "object",
-                "properties": {"v": {"type": "integer"}, "next": {"type": "array", "maxItems": 1}},
+                "properties": {
+                    "v": {"type": "integer"},
+                    "next": {"type": "array", "items": {"type": "null"}},
+                },
                 "required": ["v"],
                 "additionalProperties": False,
             }
@@ -64,7 +67,13 @@ def grammar(compiler, record, tools, *, several):
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.name)
 def test_every_permitted_text_is_valid_calls(compiler, record, several):
-    rules = grammar(compiler, record, TOOLS, several=several)
+    several = several and record.parallel
+    tools = TOOLS
+    if record.style == "tagged":  # a random writer would hardly ever end a raw text; see the test below
+        city = {"type": "string", "enum": ["Rome", "Bern"]}
+        weather = {**TOOLS["weather"], "properties": {**TOOLS["weather"]["properties"], "city": city}}
+        tools = {**TOOLS, "weather": weather}
+    rules = grammar(compiler, record, tools, several=several)
     compiled = compiler.compile(StructuredOutputs(grammar="start: calls\n" + rules))
     seen: dict[str, int] = {}
     counts = set()
@@ -84,8 +93,7 @@ def test_every_permitted_text_is_valid_calls(compiler, record, several):
             jsonschema.validate(json.loads(arguments), TOOLS[name])
             seen[name] = seen.get(name, 0) + 1
     assert set(seen) == set(TOOLS)
-    several_seen = several and record.style != "harmony"
-    assert (max(counts) > 1) == several_seen and min(counts) == 1
+    assert (max(counts) > 1) == several and min(counts) == 1
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.name)
@@ -102,6 +110,29 @@ def test_one_tool_by_name_and_reasoning_before(compiler, record):
         output = Output(think, TOOLS, reasoning=False, new_id=lambda: "id")
         said, _, calls, _ = meaning([*output.feed(text), *output.flush("stop")])
         assert said == "" and calls == [("now", "{}", False)], text
+
+
+@pytest.mark.parametrize("name", ["qwen3-coder", "deepseek-dsml"])
+def test_a_raw_text_may_hold_anything_but_its_end(compiler, name):
+    record = next(record for record in RECORDS if record.name == name)
+    rules = grammar(compiler, record, {"f": {"properties": {"x": {"type": "string"}}}}, several=False)
+    guide = compiler.compile(StructuredOutputs(grammar="start: calls\n" + rules)).guide()
+    if name == "qwen3-coder":
+        value = 'é "a"\n</param </parameter> 🙂'
+        text = f"<tool_call>\n<function=f>\n<parameter=x>\n{value}\n</parameter>\n</function>\n</tool_call>"
+    else:
+        value = 'é "a"\n</param <｜DSML｜ 🙂'
+        end = "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜function_calls>"
+        lead = (
+            '<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="x" string="true">'
+        )
+        text = lead + value + end
+    for token in compiler.tokenizer.encode(text):
+        guide.accept(token, 0)
+    assert guide.ended
+    output = Output(record, TOOLS | {"f": {}}, reasoning=False, new_id=lambda: "id")
+    said, _, calls, _ = meaning([*output.feed(text), *output.flush("stop")])
+    assert said == "" and [(n, json.loads(a)) for n, a, _ in calls] == [("f", {"x": value})]
 
 
 def test_calls_or_an_answer_of_a_form(compiler):

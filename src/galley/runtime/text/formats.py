@@ -27,7 +27,8 @@ class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
         name_before, name_after: around the name of a ``named`` call. id_mark: what parts the name from an id.
         args_after: between the arguments and the closing marker of a ``named`` call.
         keys: of the name and of the arguments in an ``object``.
-        tags: of a ``tagged`` call: function, parameter (both followed by a name and ``>``), and their ends.
+        tags: of a ``tagged`` call: function (empty: the call's own marker), parameter, each followed by a name
+            and ``>``; the parameter's end, the function's end.
         between: written between two calls. pad: written inside each marker of a call.
         parallel: whether several calls in a turn are usual.
         ids: how call ids look: ``call_…``, or nine letters and digits.
@@ -78,19 +79,15 @@ HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>"
 THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 
 FORMATS = (
-    ChatFormat(name="harmony", style="harmony", fingerprint=("<|channel|>", "<|message|>")),
+    ChatFormat(name="harmony", style="harmony", fingerprint=("<|channel|>", "<|message|>"), parallel=False),
     ChatFormat(
         name="deepseek-dsml",
         style="tagged",
         fingerprint=("｜DSML｜",),
         section=("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),
-        tags=(
-            '<｜DSML｜invoke name="',
-            '<｜DSML｜parameter name="',
-            "</｜DSML｜parameter>",
-            "</｜DSML｜invoke>",
-        ),
-        pad="\n",
+        call=('<｜DSML｜invoke name="', ""),
+        tags=("", '<｜DSML｜parameter name="', "</｜DSML｜parameter>", "</｜DSML｜invoke>"),
+        between="\n",
     ),
     ChatFormat(
         name="deepseek-v3",

@@ -143,7 +143,7 @@ class Writer:
     def _tagged(self, rule: str, name: str, schema: dict[str, Any]) -> list[str]:
         record = self._record
         function, parameter, value_end, function_end = record.tags
-        dsml = function.endswith('"')
+        dsml = record.call[0].endswith('"')
         close = '">\n' if dsml else ">\n"
         rules, inside = [], []
         for place, (key, inner, needed) in enumerate(parameters(schema)):
@@ -170,8 +170,8 @@ class Writer:
             else:
                 rules.append(f"{each}: {self.text(head)} {self.json(inner)} {self.text(tail)}")
             inside.append(each if needed else f"{each}?")
-        opened = self.text(record.call[0]) + " " + self.text(record.pad) if record.call[0] else ""
-        closed = self.text(record.pad) + " " + self.text(record.call[1]) if record.call[1] else ""
+        opened = " ".join(filter(None, (self.text(record.call[0]), self.text(record.pad))))
+        closed = " ".join(filter(None, (self.text(record.pad), self.text(record.call[1]))))
         head = self.text(f"{function}{name}{close}")
         return [self._line(rule, opened, head, *inside, self.text(function_end), closed), *rules]
 

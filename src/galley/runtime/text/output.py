@@ -78,6 +78,7 @@ class Output:
         self._before: list[str] = []
         self._was_reasoning = False
         self._open_call = False
+        self._inside_list = False
         self._out: list[Piece] = []
 
     def feed(self, text: str) -> list[Piece]:
@@ -191,7 +192,7 @@ class Output:
         self._raw = [opener if marked else ""]
         self._marked = marked
         self._reader = self._tail = self._lead = None
-        self._open_call = False
+        self._open_call = self._inside_list = False
         if marked and opener == record.section[0] and record.call[0]:
             self._lead = Tail(record.call[0])
         if not marked:
@@ -259,6 +260,7 @@ class Output:
             else:
                 self.good += 1
                 self._open_call = False
+                self._inside_list = True
                 self._raw = [""]  # what comes after belongs to no call yet
                 if isinstance(self._reader, TaggedCall):
                     for key in self._reader.odd:
@@ -285,7 +287,7 @@ class Output:
             self._out.append(Piece(call=ToolCallDelta(index=self.calls - 1, retracted=True)))
         else:
             self.reasoning = self._was_reasoning
-        if self._marked or started:
+        if self._marked or started or self._inside_list:
             self._out.append(Piece(warning=f"a tool call is malformed and returned as text: {why}"))
         self._reader = self._tail = self._lead = None
         self._raw, self._open_call = [], False

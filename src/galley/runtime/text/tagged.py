@@ -22,7 +22,7 @@ class TaggedCall:
         self._params: set[str] = set()
         self._key = ""
         self._typed: bool | None = None
-        self._phase = "function"
+        self._phase = "function" if self._function else "name"
         self._text = ""
         self._value: list[str] = []
 
