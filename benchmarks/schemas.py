@@ -3,10 +3,10 @@
     python -m benchmarks.schemas SUITE.jsonl.gz [--remotes REMOTES.json.gz] [--samples 20] [--out RESULT.json]
 
 The suite has one group a line, ``{file, optional, description, schema, tests}``, as made from the official
-JSON-Schema-Test-Suite (draft 2020-12). A schema is ``refused`` (with a typed error, which is fine), or accepted;
-then every sample that ended by itself is parsed and validated by the ``jsonschema`` package. One that does not
-validate is ``wrong``. A random model shows what a grammar permits, not what a model would say: if anything
-invalid can be written, it will be. Exit status 1 when anything is wrong.
+JSON-Schema-Test-Suite (draft 2020-12). A schema is ``refused`` (with a typed error, which is fine), or
+accepted; then every sample that ended by itself is parsed and validated by the ``jsonschema`` package. One
+that does not validate is ``wrong``. A random model shows what a grammar permits, not what a model would say:
+if anything invalid can be written, it will be. Exit status 1 when anything is wrong.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from galley.types import SamplingParams, StructuredOutputs
 __all__ = ["Sampler", "read_suite"]
 
 CLOSERS = '"]}0123456789,'
-"""Tokens that a random model is nudged towards, so that its strings and arrays end before the context does."""
+"""Tokens that a random model is nudged towards, so that its strings and arrays come to an end."""
 
 
 class Sampler:
@@ -50,9 +50,8 @@ class Sampler:
         path = tiny_gguf(folder / "tiny.gguf", vocab=700, context=2048, seed=5)
         self.model = Model.open(path, "tiny")
         self.max_tokens = max_tokens
-        self.backend = open_backend(
-            backend, self.model.gguf, self.model.spec, threads=2, num_blocks=1024
-        ).backend
+        opened = open_backend(backend, self.model.gguf, self.model.spec, threads=2, num_blocks=1024)
+        self.backend = opened.backend
         tokenizer = self.model.tokenizer
         self.engine = Engine(self.backend, eos_ids=tokenizer.eos_ids, max_jobs=64, max_queue=4096)
         self.compiler = Compiler(tokenizer, self.model.spec.vocab)
@@ -185,9 +184,8 @@ def main() -> int:
     if asked.out is not None:
         asked.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for entry in result["wrong"][:40]:
-        print(
-            f"WRONG {entry['name']}\n  {json.dumps(entry['schema'])[:300]}\n  {entry['text']!r}\n  {entry['fault']}"
-        )
+        lines = (entry["name"], json.dumps(entry["schema"])[:300], repr(entry["text"]), entry["fault"])
+        print("WRONG", *lines, sep="\n  ")
     print(json.dumps(result["counts"]), f"{result['seconds']} s")
     return 1 if result["wrong"] else 0
 

@@ -26,7 +26,7 @@ pytest.importorskip("llguidance")
 
 HI = [{"role": "user", "content": "hi"}]
 HERMES = (
-    "{% if tools %}{{ '<|im_start|>system\n<tools>' + (tools | tojson) + '</tools> use <tool_call><|im_end|>\n' }}"
+    "{% if tools %}{{ '<|im_start|>system\n<tools>' + (tools | tojson) + '<tool_call><|im_end|>\n' }}"
     "{% endif %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
     "{% for c in m['tool_calls'] or [] %}{{ '<tool_call>\n' + (c['function'] | tojson) + '\n</tool_call>' }}"
     "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
@@ -50,8 +50,8 @@ TOOLS: Any = [
     },
     {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
 ]
-CLOSE = {str(3 + ord(char)): 4 for char in '"]}0123456789'}
-"""Bias that lets a random model come to an end; byte b has the id 3 + b."""
+CLOSE = {str(3 + ord(char)): 4 for char in '"]}0123456789'} | {"2": 9}
+"""Bias that lets a random model come to an end; byte b has the id 3 + b, and 2 is the end token."""
 
 
 class Colour(Enum):
@@ -128,22 +128,29 @@ def test_streamed_structure_is_the_same_as_whole(client):
 
 
 def test_several_choices_each_have_their_own_grammar(client):
-    answer = ask(
-        client, n=3, response_format={"type": "json_object"}, logprobs=True, top_logprobs=1, temperature=1
-    )
+    shape = {
+        "type": "json_schema",
+        "json_schema": {"name": "t", "strict": True, "schema": Thing.model_json_schema()},
+    }
+    answer = ask(client, n=3, response_format=shape, logprobs=True, top_logprobs=1, temperature=1.5)
     texts = [choice.message.content for choice in answer.choices]
     assert len(set(texts)) > 1
     for choice in answer.choices:
         if choice.finish_reason == "stop":
-            assert isinstance(json.loads(choice.message.content), dict)
-        assert "".join(entry.token for entry in choice.logprobs.content).encode()
+            Thing.model_validate_json(choice.message.content)
+        raw = b"".join(bytes(entry.bytes) for entry in choice.logprobs.content)
+        assert raw.decode() == choice.message.content, "a log-probability for every token, forced ones too"
 
 
 def test_max_tokens_within_an_object_is_length(client):
-    cut = ask(client, response_format={"type": "json_object"}, max_tokens=3).choices[0]
-    assert cut.finish_reason == "length"
-    with pytest.raises(ValueError, match=r"."):
-        json.loads(cut.message.content)
+    shape = {
+        "type": "json_schema",
+        "json_schema": {"name": "t", "strict": True, "schema": Thing.model_json_schema()},
+    }
+    cut = ask(client, response_format=shape, max_tokens=3).choices[0]
+    assert cut.finish_reason == "length" and cut.message.content.startswith('{"')
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model="tiny", messages=HI, max_tokens=3, response_format=Thing)
 
 
 def test_vllm_fields(client):

@@ -1,5 +1,5 @@
 """Guided outputs are the same however they come about: forced tokens or draws, alone or with mates, preempted
-or not, with any backend's sampler; and a guide that fails ends its own job alone (GRM-2, GRM-3, GRM-6, CAN-3)."""
+or not, on any backend; and a guide that fails ends its own job alone (GRM-2, GRM-3, GRM-6, CAN-3)."""
 
 import json
 from array import array

@@ -57,7 +57,7 @@ def test_txt6_any_split_gives_the_same_pieces(golden: Golden, places: list[int])
 @settings(max_examples=200, deadline=None)
 @given(outputs())
 def test_txt6_no_call_means_no_loss(golden: Golden) -> None:
-    """Where nothing was read as a call, every character that is no white space or marker of thought is shown."""
+    """Where nothing was read as a call, every character but white space and markers of thought is shown."""
     text, reasoning, calls, _ = meaning(read(golden, [golden.said]))
     if calls or golden.record == "harmony":
         return

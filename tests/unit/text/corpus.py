@@ -247,7 +247,8 @@ CORPUS = [
     Golden(
         "two",
         "mistral",
-        f'[TOOL_CALLS] [{{"name": "weather", "arguments": {PARIS_JSON}}}, {{"name": "write", "arguments": {ODD_JSON}}}]',
+        f'[TOOL_CALLS] [{{"name": "weather", "arguments": {PARIS_JSON}}}, '
+        f'{{"name": "write", "arguments": {ODD_JSON}}}]',
         [W1, W2],
     ),
     Golden(
@@ -284,7 +285,8 @@ CORPUS = [
     Golden(
         "two",
         "pythonic",
-        "[weather(city='Paris', days=3), write(path=\"é/☃ 🙂\", text='a \"b\"\\n</parameter> </tool_call> {', meta={'x': [1, {'y': None}]})]",
+        "[weather(city='Paris', days=3), write(path=\"é/☃ 🙂\", "
+        "text='a \"b\"\\n</parameter> </tool_call> {', meta={'x': [1, {'y': None}]})]",
         [W1, W2],
     ),
     Golden("only a list", "pythonic", "[1, 2] and [weather]", [], "[1, 2] and [weather]"),

@@ -1,4 +1,4 @@
-"""What is enforced is what is understood: whatever a format's grammar permits, its reader reads as valid calls."""
+"""What is enforced is what is understood: whatever a format's grammar permits, its reader reads as calls."""
 
 import json
 

@@ -27,8 +27,8 @@ class ChatFormat(msgspec.Struct, frozen=True, kw_only=True):
         name_before, name_after: around the name of a ``named`` call. id_mark: what parts the name from an id.
         args_after: between the arguments and the closing marker of a ``named`` call.
         keys: of the name and of the arguments in an ``object``.
-        tags: of a ``tagged`` call: function (empty: the call's own marker), parameter, each followed by a name
-            and ``>``; the parameter's end, the function's end.
+        tags: of a ``tagged`` call: function (empty: the call's own marker) and parameter, each followed by a
+            name and ``>``; the parameter's end, the function's end.
         between: written between two calls. pad: written inside each marker of a call.
         parallel: whether several calls in a turn are usual.
         ids: how call ids look: ``call_…``, or nine letters and digits.
