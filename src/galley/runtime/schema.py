@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 __all__ = ["Place", "blame", "unenforced"]
@@ -79,28 +80,51 @@ def blame(schema: Any, message: str) -> list[Place]:
 
 
 DIALECTS = re.compile(r"\\[pPWD]")
-"""Character classes of which regex dialects have different ideas: ASCII or all of Unicode, or none at all."""
+UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 
 
 def unenforced(schema: Any) -> list[Place]:
-    """Places that the engine accepts though not every validator would agree with what it makes of them.
-
-    Patterns with classes on which dialects differ; and a least number of properties that only keys not listed
-    can make up, since those may come twice and count once.
-    """
+    """Places that the engine accepts though not every validator would agree with what it makes of them."""
     found: list[Place] = []
     for path, each in subschemas(schema, []):
-        patterns = [each.get("pattern")] if isinstance(each.get("pattern"), str) else []
-        if any(DIALECTS.search(text) for text in patterns if text):
-            why = "a pattern with \\p, \\P, \\W or \\D, which regex dialects read differently"
-            found.append(Place([*path, "pattern"], each, "pattern", why))
-        keyed = each.get("patternProperties")
-        if isinstance(keyed, dict) and any(DIALECTS.search(name) for name in keyed):
-            why = "a pattern with \\p, \\P, \\W or \\D, which regex dialects read differently"
-            found.append(Place([*path, "patternProperties"], each, "patternProperties", why))
-        least, required = each.get("minProperties"), each.get("required")
-        sure = len(required) if isinstance(required, list) else 0
-        if isinstance(least, int) and least - sure > 1:
-            why = "minProperties that keys without a name in the schema would have to make up"
-            found.append(Place([*path, "minProperties"], each, "minProperties", why))
+        for keyword, why in doubts(each):
+            found.append(Place([*path, keyword], each, keyword, why))
     return found
+
+
+def doubts(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keywords of one subschema that are better refused, and why."""
+    dialect = "a pattern with \\p, \\P, \\W or \\D, which regex dialects read differently"
+    pattern, keyed = schema.get("pattern"), schema.get("patternProperties")
+    if isinstance(pattern, str) and DIALECTS.search(pattern):
+        yield "pattern", dialect
+    if isinstance(keyed, dict) and any(DIALECTS.search(name) for name in keyed):
+        yield "patternProperties", dialect
+    least, required = schema.get("minProperties"), schema.get("required")
+    sure = len(required) if isinstance(required, list) else 0
+    if isinstance(least, int) and least - sure > 1:
+        # The same name may be written twice, and counts once.
+        yield "minProperties", "minProperties that keys without a name in the schema would have to make up"
+    step = schema.get("multipleOf")
+    if isinstance(step, float):
+        denominator = Fraction(str(step)).denominator
+        if denominator & (denominator - 1):
+            yield "multipleOf", "multipleOf a fraction without an exact binary form, which validators round"
+    for keyword in ("const", "enum", "properties", "required"):
+        # Only a \\u escape could write them, and those are not allowed: see guided.EXACT.
+        spelled = schema.get(keyword)
+        names = list(spelled) if keyword == "properties" and isinstance(spelled, dict) else [spelled]
+        if any(UNWRITABLE.search(text) for name in names for text in strings(name)):
+            yield keyword, "a control character in a text, which only an escape could write"
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, keys included."""
+    waiting = [value]
+    for each in waiting:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list):
+            waiting += each

@@ -83,6 +83,9 @@ def test_white_space_as_asked_for(compiler):
         ({"type": "string", "pattern": "\\p{Letter}"}, "pattern"),
         ({"oneOf": [{"type": "integer"}, {"minimum": 2}]}, "oneOf"),
         ({"type": "object", "minProperties": 3}, "minProperties"),
+        ({"items": {"multipleOf": 0.01}}, "items.multipleOf"),
+        ({"properties": {"a": {"enum": ["b", {"c": "\x00"}]}}}, "properties.a.enum"),
+        ({"properties": {"\x01": {}}}, "properties"),
         ({"type": "string", "minLength": 5, "maxLength": 2}, "minLength"),
     ],
 )
@@ -91,6 +94,14 @@ def test_an_unsupported_keyword_is_named_by_its_path(compiler, schema, path):
         compiler.compile(StructuredOutputs(json=schema), param="response_format.json_schema.schema")
     assert caught.value.param == f"response_format.json_schema.schema.{path}"
     assert caught.value.code == "unsupported_schema" and caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "schema", [{"multipleOf": 0.25}, {"const": "a\nb\t"}, {"type": "string", "pattern": "\\w+"}]
+)
+def test_what_is_certain_is_not_refused(compiler, schema):
+    for text in texts(compiler, StructuredOutputs(json=schema)):
+        jsonschema.validate(json.loads(text), schema)
 
 
 def test_without_strict_keywords_are_left_out_and_named(compiler):
