@@ -24,19 +24,25 @@ static float gumbel(const Draw& d, int token) {
     return gumbel_of(noise_word(c[token & 3]));
 }
 
+// Low and high halves of sixteen 32-bit products. Two loops, because compilers make vector code of each alone.
+inline void wide(const uint32_t a[16], uint32_t m, uint32_t high[16], uint32_t low[16]) {
+    for (int i = 0; i < 16; i++) low[i] = a[i] * m;
+    for (int i = 0; i < 16; i++) high[i] = (uint32_t)(((uint64_t)a[i] * m) >> 32);
+}
+
 // Words of the 64 tokens first .. first + 63 (first a multiple of 64), sixteen counters abreast.
 static void philox64(const Draw& d, int first, uint32_t out[64]) {
-    uint32_t c0[16], c1[16], c2[16], c3[16];
+    uint32_t c0[16], c1[16], c2[16], c3[16], ah[16], al[16], bh[16], bl[16];
     for (int i = 0; i < 16; i++) {
         c0[i] = (uint32_t)(first / 4 + i), c1[i] = (uint32_t)d.lane;
         c2[i] = (uint32_t)d.position, c3[i] = (uint32_t)((uint64_t)d.position >> 32);
     }
     uint32_t k0 = (uint32_t)d.seed, k1 = (uint32_t)(d.seed >> 32);
     for (int round = 0; round < 10; round++) {
+        wide(c0, 0xD2511F53u, ah, al), wide(c2, 0xCD9E8D57u, bh, bl);
         for (int i = 0; i < 16; i++) {
-            const uint64_t a = (uint64_t)0xD2511F53u * c0[i], b = (uint64_t)0xCD9E8D57u * c2[i];
-            const uint32_t n0 = (uint32_t)(b >> 32) ^ c1[i] ^ k0, n2 = (uint32_t)(a >> 32) ^ c3[i] ^ k1;
-            c1[i] = (uint32_t)b, c3[i] = (uint32_t)a, c0[i] = n0, c2[i] = n2;
+            c0[i] = bh[i] ^ c1[i] ^ k0, c2[i] = ah[i] ^ c3[i] ^ k1;
+            c1[i] = bl[i], c3[i] = al[i];
         }
         k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
