@@ -16,21 +16,25 @@ static void write_kv(uint16_t* page, int slot, const float* k, const float* v, i
     }
 }
 
-// scores[r][0..31] = q_r . K of two pages
-template <int R>
-static void score_pages(const float* q, int head_dim, const uint16_t* k0, const uint16_t* k1, float* scores) {
-    vf a[R][2];
-    for (int r = 0; r < R; r++) a[r][0] = a[r][1] = zero();
+// scores[r][0 .. 16 P - 1] = q_r . K of P pages
+template <int R, int P>
+static void score_pages(const float* q, int head_dim, const uint16_t* const k[P], float* scores) {
+    vf a[R][P];
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) a[r][p] = zero();
     for (int d = 0; d < head_dim; d++) {
-        const vf w0 = load_f16(k0 + d * kPage), w1 = load_f16(k1 + d * kPage);
+        vf w[P];
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) w[p] = load_f16(k[p] + d * kPage);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
             const vf x = set1(q[r * head_dim + d]);
-            a[r][0] = fma(x, w0, a[r][0]);
-            a[r][1] = fma(x, w1, a[r][1]);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) a[r][p] = fma(x, w[p], a[r][p]);
         }
     }
-    for (int r = 0; r < R; r++) store(scores + r * kSpan, a[r][0]), store(scores + r * kSpan + 16, a[r][1]);
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) store(scores + r * kSpan + 16 * p, a[r][p]);
 }
 
 // acc[r][64] += sum over n positions of p[r][j] * V[j][64]
@@ -73,12 +77,15 @@ static void attend_rows(const Attend& a, int r0) {
     std::memset(acc, 0, sizeof(float) * R * hd);
     for (int s0 = 0; s0 < last; s0 += kSpan) {
         const int n = last - s0 < kSpan ? last - s0 : kSpan;
-        for (int j = 0; j < n; j += 2 * kPage) {
-            const int b = (s0 + j) / kPage;
-            const uint16_t* k0 = a.kv + (size_t)a.blocks[b] * a.page_stride;
-            // An odd last page is read twice; its second copy is masked below.
-            const uint16_t* k1 = j + kPage < n ? a.kv + (size_t)a.blocks[b + 1] * a.page_stride : k0;
-            score_pages<R>(q, hd, k0, k1, scores + j);
+        constexpr int P = 2 * R > kQueryRows ? 2 : 4;  // pages at once: few rows leave registers for more
+        for (int j = 0; j < n; j += P * kPage) {
+            const uint16_t* k[P];
+            for (int p = 0; p < P; p++) {
+                // Past the last page it is read again; the copies are masked below.
+                const int at = j + p * kPage < n ? s0 + j + p * kPage : s0 + n - 1;
+                k[p] = a.kv + (size_t)a.blocks[at / kPage] * a.page_stride;
+            }
+            score_pages<R, P>(q, hd, k, scores + j);
         }
         for (int r = 0; r < R; r++) {
             const int seen = limit[r] - s0;  // visible positions of this span (may be <= 0 or > n)

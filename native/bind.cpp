@@ -120,7 +120,7 @@ class Bound {
     nb::object embedding_;
 };
 
-// One row drawn from logits the caller brings: lets tests compare sampling alone with the reference.
+// Rows of a quantised tensor as float32, for tests against the oracle.
 void dequantise(int type, Array<uint8_t> raw, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
     if (!type_known(type)) throw std::invalid_argument("unknown type");
     const int cols = (int)out.shape(1);

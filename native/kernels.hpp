@@ -27,18 +27,27 @@ struct Matrix {
     bool quantised() const { return layout < Layout::f16; }
 };
 
-// Activations of T tokens. Quantised form: int8 with one scale per half group (16 columns), tokens in tiles so that a
-// micro-kernel walks them sequentially: q[tile][group][token][32]; s, sum and ssum[tile][group][half][token]. s is the
-// scale, sum the int32 sum of the 16 values, ssum = s * sum (for weights with a minimum). Columns are padded with zeros
-// to a multiple of 64. One scale per 16 rather than 32 values halves the divergence from float32 (docs/ACCURACY.md).
+// 32 activations of one token as int8, with one scale per half (16 columns), and beside them what a kernel needs to turn
+// its integer sums into floats, so that it only loads it: one cache line. One scale per 16 rather than 32 values halves
+// the divergence from float32 (docs/ACCURACY.md).
+struct alignas(64) Piece {
+    int8_t q[32];
+    float low, high;      // scales of columns 0..15 and 16..31
+    float high_nibble;    // the second over what the kernels multiply high nibbles by
+    float sum;            // of the 32 values, for weights with a minimum
+    int32_t bias4[2];     // what the sums with unsigned q4 weights start from: -8 times the sum of each half (and times
+                          // the factor of high nibbles)
+    int32_t bias8[2];     // the same for int8 weights, whose offset depends on the instruction set
+};
+static_assert(sizeof(Piece) == 64);
+
+// Activations of T tokens. Quantised form: pieces in tiles so that a micro-kernel walks them in order,
+// [tile][group][token]; columns are padded with zeros to a multiple of 64.
 struct Acts {
     int tokens = 0, cols = 0, groups = 0;  // groups is even
     const float* x = nullptr;              // [tokens][ldx], always there
     size_t ldx = 0;
-    int8_t* q = nullptr;
-    float* s = nullptr;
-    int32_t* sum = nullptr;
-    float* ssum = nullptr;
+    Piece* pieces = nullptr;
 };
 
 // Tokens are cut into ceil(T / limit) tiles whose sizes differ by at most one.
@@ -79,8 +88,8 @@ struct Draw {
 struct Kernels {
     const char* name;
     int max_tile;
-    // Rows 32*pair .. +31 of W times every token of X into out[tokens][32].
-    void (*linear)(const Matrix& w, const Acts& x, int pair, float* out);
+    // Rows 32*pair .. +31 of W times the tokens of tiles [tile0, tile1) of X, to (or added to) out[token * ldo + 0..31].
+    void (*linear)(const Matrix& w, const Acts& x, int pair, int tile0, int tile1, float* out, size_t ldo, bool add);
     // Quantises tokens [t0, t1) of x into tile order.
     void (*quantise)(const Acts& x, int t0, int t1);
     void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -71,6 +72,19 @@ struct DrawnRow {
     std::vector<std::pair<int, float>> top;
 };
 
+// Rows of whole cache lines: a store that straddles two costs double, and two threads would share the line.
+template <class T>
+struct LineAllocator {
+    using value_type = T;
+    LineAllocator() = default;
+    template <class U>
+    LineAllocator(const LineAllocator<U>&) {}
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const LineAllocator&) const { return true; }
+};
+using Floats = std::vector<float, LineAllocator<float>>;
+
 class Model {
    public:
     // Throws std::invalid_argument naming the tensor when one is missing or has the wrong shape or size.
@@ -101,21 +115,21 @@ class Model {
         const float *attn_norm, *ffn_norm, *q_norm = nullptr, *k_norm = nullptr;
         const float* bias = nullptr;
     };
-    struct Buffers {  // activations of one linear input, quantised
-        std::vector<int8_t> q;
-        std::vector<float> s, ssum;
-        std::vector<int32_t> sum;
-        std::vector<float> x;
+    struct Buffers {  // activations of one linear input
+        std::vector<Piece> pieces;
+        Floats x;
         void fit(int tokens, int cols);
     };
+    enum Op { kQkv, kOut = kQkv + 3, kFfn, kDown, kOps };  // q, k and v may be three matrices
 
     const Tensor& need(const Tensors& t, const std::string& name, int rows, int cols) const;
     const float* keep_vector(const Tensors& t, const std::string& name, int n);
     void pack(const Tensors& t);
     void check(const Step& s) const;
     void forward(const Step& s, int thread);
-    void project(const std::vector<Segment>& segments, const Acts& a, float* out, size_t ldo, const float* bias, int thread);
-    void accumulate(const Matrix& w, const Acts& a, float* x, size_t ldx, int thread);
+    template <class F>
+    void spread(int work, int pairs, const Acts& a, bool quantised, int thread, F f);
+    void multiply(const Matrix& w, const Acts& a, int work, float* out, size_t ldo, bool add, int thread);
     void attend_decode(const Step& s, int layer, int thread);
     void attend_chunks(const Step& s, int layer, int thread);
     void rotate_and_write(const Step& s, int layer, int seq, int token, int head, float* q);
@@ -136,13 +150,15 @@ class Model {
     Tensor embedding_{};
 
     // Scratch, grown on demand before a step enters the pool.
-    std::vector<float> x_, qkv_, att_, h_, xo_, atto_, logits_, cos_, sin_;
+    Floats x_, qkv_, att_, h_, xo_, atto_, logits_;
+    std::vector<float> cos_, sin_;
     std::vector<double> inv_freq_;
     std::vector<int> seq_of_;
     Buffers shared_;
     std::vector<Buffers> own_;                 // one a thread: small steps quantise redundantly, without a barrier
-    std::vector<std::vector<float>> tile_, attn_scratch_, draw_scratch_;
-    std::vector<std::atomic<int>> next_;       // work counters, one a layer
+    std::vector<Floats> tile_, attn_scratch_, draw_scratch_;
+    std::vector<std::atomic<int>> next_;       // attention: work taken, one a layer
+    std::vector<std::vector<std::atomic<int>>> taken_;  // linears: work taken of each thread's part, [thread][layer, op]
     int outputs_ = 0;
     bool decode_only_ = false;
 };

@@ -12,7 +12,7 @@ from galley.runtime.plan import Drawn, Draws, Rows
 if TYPE_CHECKING:
     from galley.model.gguf import GGUF
 
-KERNEL_REVISION = 2
+KERNEL_REVISION = 3
 """Raised whenever a kernel, layout or reduction order changes the bits of a result."""
 
 
