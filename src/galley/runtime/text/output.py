@@ -245,7 +245,6 @@ class Output:
             index = self.calls - 1
             if kind == "start":
                 self._space = []
-                self._before = []
                 known = self._tools is not None and text in self._tools
                 call = ToolCallDelta(index=self.calls, id=self._new_id(), name=text)
                 self._out.append(Piece(call=call))
@@ -261,6 +260,7 @@ class Output:
                 self.good += 1
                 self._open_call = False
                 self._inside_list = True
+                self._before = []
                 self._raw = [""]  # what comes after belongs to no call yet
                 if isinstance(self._reader, TaggedCall):
                     for key in self._reader.odd:
