@@ -36,7 +36,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.economics", "galley.audit"),
     ("galley.providers",),
     ("galley.router",),
-    ("galley.llm",),
+    ("galley.llm", "galley.results"),
     ("galley.endpoint",),
     ("galley.cli",),
 ]

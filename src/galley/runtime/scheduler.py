@@ -152,13 +152,11 @@ class Scheduler:
 
     def _settle(self, job_id: str, verdict: GalleyError | FinishReason, now: float) -> bool:
         job = self.jobs.get(job_id)
-        if job is None:
-            return False
-        if self._inflight is not None and job in self._inflight.rows:
+        if job is not None and self._inflight is not None and job in self._inflight.rows:
             job.verdict = job.verdict or verdict
-        else:
+        elif job is not None:
             self._end(job, now, verdict)
-        return True
+        return job is not None
 
     def take(self) -> list[StepOut]:
         """What happened since the last call, in order."""
@@ -183,10 +181,9 @@ class Scheduler:
             room = self.token_budget - plan.tokens
             if room <= 0:
                 break
-            if job.state is State.RUNNING:
-                most = min(len(job.tokens) - job.computed, room, self.chunk)
-                if (count := self._reach(job, most, plan, now)) > 0:
-                    plan.add(job, count)
+            most = min(len(job.tokens) - job.computed, room, self.chunk)
+            if job.state is State.RUNNING and (count := self._reach(job, most, plan, now)) > 0:
+                plan.add(job, count)
         if before == self.counters.preemptions:
             self.policy.step()
             if self.queue and plan.tokens < self.token_budget and len(self.running) < self.max_jobs:
@@ -221,7 +218,7 @@ class Scheduler:
         """How many of ``count`` tokens have room; forced ones, unlike a prompt's, may need blocks yet."""
         while (room := len(job.table.blocks) * self.block_size - job.computed) < count:
             if not self._grow(job, plan, now):
-                return room if job.state is State.RUNNING else 0
+                return room
         return count
 
     def _grow(self, job: Job, plan: Plan, now: float) -> bool:
@@ -277,8 +274,7 @@ class Scheduler:
                 continue
             if not self.admission.fits(job, path, self.running):
                 # Smaller ones may pass for a while, then the line stops here (SCH-4).
-                job.skipped += 1
-                missed += 1
+                job.skipped, missed = job.skipped + 1, missed + 1
                 if job.skipped > self.policy.patience or missed >= self.policy.look:
                     return
                 continue
@@ -336,9 +332,7 @@ class Scheduler:
         except GalleyError as error:
             self._end(job, now, error, State.FAILED)
             return
-        first = job.meter.drew(now)
-        for _ in new[1:]:
-            job.meter.drew(now)
+        first = job.meter.drew(now, len(new))
         self.counters.generation_tokens += len(new)
         if finish is not None:
             self._close(job, now, State.FINISHED, keep=job.computed)
