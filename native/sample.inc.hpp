@@ -31,7 +31,7 @@ inline void wide(const uint32_t a[16], uint32_t m, uint32_t high[16], uint32_t l
 }
 
 // Words of the 64 tokens first .. first + 63 (first a multiple of 64), sixteen counters abreast.
-static void philox64(const Draw& d, int first, uint32_t out[64]) {
+[[gnu::noinline]] static void philox64(const Draw& d, int first, uint32_t out[64]) {
     uint32_t c0[16], c1[16], c2[16], c3[16], ah[16], al[16], bh[16], bl[16];
     for (int i = 0; i < 16; i++) {
         c0[i] = (uint32_t)(first / 4 + i), c1[i] = (uint32_t)d.lane;
@@ -51,6 +51,16 @@ static void philox64(const Draw& d, int first, uint32_t out[64]) {
 
 constexpr float kGumbelTop = 23.0f;  // no variate is larger: -ln(2^-33) = 22.9
 
+// Whether any of 64 tokens may beat the score: v <= gap, tested in halves of integers and a little too often.
+[[gnu::noinline]] static bool promising(const uint32_t words[64], const float gap[64]) {
+    int32_t any = 0;
+    for (int k = 0; k < 64; k++) {
+        const int32_t bar = (int32_t)(std::min(gap[k] * 1.02f, 0.999f) * 0x1p31f) + 64;
+        any |= ((int32_t)(words[k] >> 1) <= bar) | (gap[k] > 0.95f);
+    }
+    return any;
+}
+
 // Gumbel-max over every token, without logarithms for those that cannot win: a token beats score b only if
 // -ln(1 - v) < e^(z - b), and v <= -ln(1 - v).
 static int draw_all(const float* z, int n, const Draw& d, int top, float floor) {
@@ -67,6 +77,7 @@ static int draw_all(const float* z, int n, const Draw& d, int top, float floor) 
         alignas(64) float gap[64];
         for (int k = 0; k < 64; k++) gap[k] = k < m ? z[i + k] - score : -1e30f;
         for (int k = 0; k < 64; k += 16) store(gap + k, vexp(load(gap + k)));
+        if (!promising(words, gap)) continue;
         for (int k = 0; k < m; k++) {
             const float v = noise_word(words[k]);
             if (v > gap[k] * 1.01f || z[i + k] < floor) continue;
