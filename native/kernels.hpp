@@ -58,21 +58,32 @@ struct Tiles {
     int size(int i) const { return base + (i < extra); }
 };
 
-// One query tile of one kv head against one sequence's pages.
-struct Attend {
-    const float* q;          // [rows][head_dim], scaled and rotated; rows = tokens x group heads
-    int rows, group;         // rows of token i are i*group .. i*group + group - 1
-    int head_dim;
-    int first;               // positions visible to token 0 (token i sees first + i)
-    const uint16_t* kv;      // arena of this layer and head: page b at kv + b * page_stride
-    size_t page_stride;      // in uint16 units, between blocks
-    const int32_t* blocks;
-    float* out;              // row r at out + out_offset(r): token stride and head stride below
-    size_t out_token, out_head;
-    float* scratch;          // attend_scratch() floats
+// How keys and values are stored. A page holds kPage tokens of one kv head: f16 K as [head_dim][16] and V as
+// [16][head_dim]; or the same in int8, then float scales of K [16] and of V [16], one a token.
+enum class Kv : int { f16, int8 };
+constexpr int kPage = 16;   // tokens in a page
+constexpr int kSpan = 256;  // positions whose softmax is taken together; spans are joined in order. Fixed, at absolute
+                            // positions: so the result is the same whoever computes the spans, and with whom
+inline size_t page_bytes(Kv type, int head_dim) {
+    return type == Kv::f16 ? (size_t)kPage * head_dim * 4 : (size_t)kPage * head_dim * 2 + kPage * 2 * sizeof(float);
+}
+
+// A span's part of the attention of one row: floats acc[head_dim], then the highest score and the sum of exponentials.
+inline int part_floats(int head_dim) { return head_dim + 16; }
+
+// Query rows of one kv head against one span of positions.
+struct Span {
+    const float* q;          // [rows][head_dim], rotated and scaled
+    int rows, head_dim;
+    Kv type;
+    const uint8_t* kv;       // arena of this layer and head: page of block b at kv + b * stride
+    size_t stride;
+    const int32_t* blocks;   // of this span
+    int positions;           // of this span that are there, at most kSpan
+    const int* visible;      // [rows] how many of them the row sees; may be <= 0 or above `positions`
+    float* parts;            // [rows][part_floats]
+    float* scratch;          // span_scratch() floats
 };
-constexpr int kPage = 16;    // tokens in a KV page: K as [head_dim][16], V as [16][head_dim], f16
-constexpr int kSpan = 512;   // positions handled between two softmax rescalings; a fixed size keeps rows batch-invariant
 
 struct Draw {
     float temperature, top_p, min_p, repetition, frequency, presence;
@@ -96,8 +107,12 @@ struct Kernels {
     void (*silu_mul)(const float* gate, const float* up, int n, float* out);
     // Rotates one head in place: c, s are cos and sin of the rope_dim/2 angles.
     void (*rope)(float* head, const float* c, const float* s, int rope_dim, bool interleaved);
-    void (*write_kv)(uint16_t* page, int slot, const float* k, const float* v, int head_dim);
-    void (*attend)(const Attend& a);
+    void (*write_kv)(Kv type, uint8_t* page, int slot, const float* k, const float* v, int head_dim);
+    void (*attend)(const Span& a);
+    // state = state joined with the part of the next span; state and part may be any parts of the same row.
+    void (*join)(float* state, const float* part, int head_dim);
+    // out[head_dim] = acc / sum.
+    void (*finish)(const float* state, int head_dim, float* out);
     // Highest logit, lowest id on ties.
     int (*argmax)(const float* x, int n);
     // log(sum(exp(x))) and how many entries beat x[id] (ties: lower ids).
@@ -105,7 +120,7 @@ struct Kernels {
     int (*draw)(const float* logits, int n, const Draw& d, float* scratch);
 };
 
-size_t attend_scratch(int rows, int head_dim);
+constexpr size_t span_scratch() { return 8 * kSpan; }  // scores of one query tile
 
 namespace avx512vnni { extern const Kernels table; }
 namespace avx2 { extern const Kernels table; }

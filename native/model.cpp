@@ -1,4 +1,5 @@
 #include "model.hpp"
+#include "share.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -15,24 +16,10 @@ namespace galley {
 namespace {
 
 constexpr int kRedundant = 8;   // up to this many tokens every thread norms and quantises for itself: cheaper than a barrier
-constexpr int kQueryTokens = 8; // tokens of one attention work item
-
-// Share `i` of `n` of `total` things, in order.
-std::pair<int, int> share(int total, int i, int n) {
-    return {(int)((int64_t)total * i / n), (int)((int64_t)total * (i + 1) / n)};
-}
-
 // Activations of this size stay in the second-level cache while the weights of one pair of panels after another pass.
 constexpr size_t kBlockBytes = 384 << 10;
 
-template <class V>
-void grow(V& v, size_t n) {
-    if (v.size() < n) v.resize(n);
-}
-
 }  // namespace
-
-size_t attend_scratch(int rows, int head_dim) { return (size_t)rows * (kSpan + head_dim); }
 
 Arena::Arena(size_t bytes) : size_((bytes + (2u << 20) - 1) / (2u << 20) * (2u << 20)) {
 #if defined(__linux__)
@@ -65,11 +52,12 @@ void Model::Buffers::fit(int tokens, int cols) {
     grow(pieces, (size_t)tokens * ((cols + kSuper - 1) / kSuper * 2));
 }
 
-Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks)
-    : shape_(shape), k_(kernels), pool_(threads), blocks_(blocks), vocab_pad_((shape.vocab + 31) / 32 * 32),
+Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks, Kv kv)
+    : shape_(shape), k_(kernels), pool_(threads), blocks_(blocks), kv_type_(kv), vocab_pad_((shape.vocab + 31) / 32 * 32),
       layers_(shape.layers), own_(pool_.size()), tile_(pool_.size()), attn_scratch_(pool_.size()),
       draw_scratch_(pool_.size()), next_(shape.layers), taken_(pool_.size()) {
     if (shape.head_dim % 16) throw std::invalid_argument("head_dim " + std::to_string(shape.head_dim) + " is not a multiple of 16");
+    if (shape.heads / shape.kv_heads > 64) throw std::invalid_argument("more than 64 query heads share a kv head");
     if (shape.hidden % 16 || shape.ffn % 16) throw std::invalid_argument("hidden and ffn sizes must be multiples of 16");
     if (blocks < 1) throw std::invalid_argument("at least one KV block is needed");
     for (int i = 0; i < shape.rope_dim / 2; i++) {
@@ -79,8 +67,7 @@ Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels,
     }
     for (auto& t : taken_) t = std::vector<std::atomic<int>>((size_t)shape.layers * kOps + 1 + 16);  // 16: a line of its own
     pack(tensors);
-    const size_t page_halves = (size_t)2 * shape.head_dim * kPage;
-    kv_ = std::make_unique<Arena>(page_halves * 2 * shape.kv_heads * shape.layers * blocks);
+    kv_ = std::make_unique<Arena>(page_bytes(kv_type_, shape.head_dim) * shape.kv_heads * shape.layers * blocks);
 }
 
 const Tensor& Model::need(const Tensors& t, const std::string& name, int rows, int cols) const {
@@ -204,9 +191,8 @@ void Model::pack(const Tensors& t) {
     });
 }
 
-uint16_t* Model::page(int layer, int block, int head) const {
-    const size_t halves = (size_t)2 * shape_.head_dim * kPage;
-    return (uint16_t*)kv_->data() + (((size_t)block * shape_.layers + layer) * shape_.kv_heads + head) * halves;
+uint8_t* Model::page(int layer, int block, int head) const {
+    return kv_->data() + (((size_t)block * shape_.layers + layer) * shape_.kv_heads + head) * page_bytes(kv_type_, shape_.head_dim);
 }
 
 void Model::check(const Step& s) const {
@@ -239,18 +225,14 @@ void Model::step(const Step& s) {
     const int widest = std::max({m.hidden, m.q_rows(), m.ffn});
     shared_.fit(s.count, widest);
     grow(shared_.x, T * m.hidden);
-    const int rows = kQueryTokens * (m.heads / m.kv_heads);
     for (int i = 0; i < pool_.size(); i++) {
         own_[i].fit(kRedundant, widest);
         grow(own_[i].x, (size_t)kRedundant * m.hidden);
         grow(tile_[i], T * kPair * 2);
-        grow(attn_scratch_[i], attend_scratch(rows, m.head_dim) + (size_t)rows * m.head_dim);
     }
-    decode_only_ = true;
-    for (int i = 0; i < s.sequences; i++) {
-        if (s.seq_start[i + 1] - s.seq_start[i] > 1) decode_only_ = false;
+    for (int i = 0; i < s.sequences; i++)
         for (int t = s.seq_start[i]; t < s.seq_start[i + 1]; t++) seq_of_[t] = i;
-    }
+    plan_attention(s);
     for (auto& n : next_) n.store(0, std::memory_order_relaxed);
     for (auto& thread : taken_)
         for (auto& n : thread) n.store(0, std::memory_order_relaxed);
@@ -326,81 +308,6 @@ void Model::multiply(const Matrix& w, const Acts& a, int work, float* out, size_
     });
 }
 
-// Bias, norm, rotation and scaling of one token's query heads under one kv head, in place and into q if given; its key and
-// value into the cache.
-void Model::rotate_and_write(const Step& s, int layer, int seq, int token, int head, float* q) {
-    const Shape& m = shape_;
-    const Layer& l = layers_[layer];
-    const int group = m.heads / m.kv_heads, hd = m.head_dim, half = m.rope_dim / 2;
-    float* row = qkv_.data() + (size_t)token * (m.q_rows() + 2 * m.kv_rows());
-    const float *c = cos_.data() + (size_t)token * half, *sn = sin_.data() + (size_t)token * half;
-    float *h0 = row + (size_t)head * group * hd, *k = row + m.q_rows() + head * hd, *v = k + m.kv_rows();
-    if (l.bias) {
-        const auto shift = [&](float* x, int n) { for (int i = 0; i < n; i++) x[i] += l.bias[x - row + i]; };
-        shift(h0, group * hd), shift(k, hd), shift(v, hd);
-    }
-    if (l.k_norm) k_.rms_norm(k, l.k_norm, m.rms_eps, hd, k);
-    k_.rope(k, c, sn, m.rope_dim, m.rope_interleaved);
-    const int pos = s.context[seq] + token - s.seq_start[seq];
-    k_.write_kv(page(layer, s.blocks[s.block_start[seq] + pos / kPage], head), pos % kPage, k, v, hd);
-    const float scale = 1.0f / std::sqrt((float)hd);
-    for (int g = 0; g < group; g++) {
-        float* h = h0 + (size_t)g * hd;
-        if (l.q_norm) k_.rms_norm(h, l.q_norm, m.rms_eps, hd, h);
-        k_.rope(h, c, sn, m.rope_dim, m.rope_interleaved);
-        for (int i = 0; i < hd; i++) h[i] *= scale;
-        if (q) std::memcpy(q + (size_t)g * hd, h, sizeof(float) * hd);
-    }
-}
-
-// Every sequence has one token: whoever takes (sequence, kv head) writes its key and value and attends at once.
-void Model::attend_decode(const Step& s, int layer, int thread) {
-    const Shape& m = shape_;
-    const int group = m.heads / m.kv_heads, hd = m.head_dim, items = s.sequences * m.kv_heads;
-    float* q = attn_scratch_[thread].data();
-    for (int i; (i = next_[layer].fetch_add(1, std::memory_order_relaxed)) < items;) {
-        const int seq = i / m.kv_heads, head = i % m.kv_heads;
-        rotate_and_write(s, layer, seq, seq, head, q);
-        Attend a{q, group, group, hd, s.context[seq] + 1, page(layer, 0, head), 0, s.blocks + s.block_start[seq],
-                 att_.data() + (size_t)seq * m.q_rows() + (size_t)head * group * hd, (size_t)m.q_rows(), (size_t)hd,
-                 q + (size_t)group * hd};
-        a.page_stride = (size_t)2 * hd * kPage * m.kv_heads * m.layers;
-        k_.attend(a);
-    }
-}
-
-void Model::attend_chunks(const Step& s, int layer, int thread) {
-    const Shape& m = shape_;
-    const int group = m.heads / m.kv_heads, hd = m.head_dim;
-    {
-        const auto [t0, t1] = share(s.count, thread, pool_.size());
-        for (int t = t0; t < t1; t++)
-            for (int h = 0; h < m.kv_heads; h++) rotate_and_write(s, layer, seq_of_[t], t, h, nullptr);
-    }
-    pool_.barrier();
-    float* q = attn_scratch_[thread].data();
-    int first_item = 0, item = next_[layer].fetch_add(1, std::memory_order_relaxed);
-    for (int seq = 0; seq < s.sequences; seq++) {
-        const int n = s.seq_start[seq + 1] - s.seq_start[seq], tiles = (n + kQueryTokens - 1) / kQueryTokens;
-        const int items = tiles * m.kv_heads;
-        for (; item < first_item + items; item = next_[layer].fetch_add(1, std::memory_order_relaxed)) {
-            // the last tiles see most positions: longest work first
-            const int tile = tiles - 1 - (item - first_item) / m.kv_heads, head = (item - first_item) % m.kv_heads;
-            const int i0 = tile * kQueryTokens, nt = std::min(kQueryTokens, n - i0), t0 = s.seq_start[seq] + i0;
-            for (int t = 0; t < nt; t++)
-                std::memcpy(q + (size_t)t * group * hd,
-                            qkv_.data() + (size_t)(t0 + t) * (m.q_rows() + 2 * m.kv_rows()) + (size_t)head * group * hd,
-                            sizeof(float) * group * hd);
-            Attend a{q, nt * group, group, hd, s.context[seq] + i0 + 1, page(layer, 0, head), 0, s.blocks + s.block_start[seq],
-                     att_.data() + (size_t)t0 * m.q_rows() + (size_t)head * group * hd, (size_t)m.q_rows(), (size_t)hd,
-                     q + (size_t)nt * group * hd};
-            a.page_stride = (size_t)2 * hd * kPage * m.kv_heads * m.layers;
-            k_.attend(a);
-        }
-        first_item += items;
-    }
-}
-
 void Model::forward(const Step& s, int thread) {
     const Shape& m = shape_;
     const int threads = pool_.size(), H = m.hidden;
@@ -430,8 +337,7 @@ void Model::forward(const Step& s, int thread) {
             multiply(l.qkv[g].w, a, i * kOps + kQkv + (int)g, qkv_.data() + l.qkv[g].offset,
                      m.q_rows() + 2 * m.kv_rows(), false, thread);
         pool_.barrier();
-        if (decode_only_) attend_decode(s, i, thread);
-        else attend_chunks(s, i, thread);
+        attend(s, i, thread);
         pool_.barrier();
         if (i == m.layers - 1 && s.outputs < T) {
             // Past the last attention a token matters only if its logits are wanted.

@@ -13,6 +13,7 @@ struct vb { __m256i a, b; };
 
 constexpr int kMaxTile = 2;    // two tokens x 32 rows fill sixteen registers
 constexpr int kQueryRows = 3;
+constexpr int kScores = 6;
 constexpr int kBias8 = 0;      // maddubs(|w|, sign(x, w)) takes signed weights without a bias
 constexpr int kHigh = 1;   // high nibbles are shifted down
 
@@ -76,6 +77,10 @@ inline int32_t store_i8(int8_t* p, vf x) {
     __m128i t = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
     t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
+}
+inline vf load_i8(const int8_t* p) {
+    const __m128i x = _mm_loadu_si128((const __m128i*)p);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
 }
 inline float hmax(vf x) {
     const __m256 m = _mm256_max_ps(x.a, x.b);

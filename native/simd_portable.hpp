@@ -14,6 +14,7 @@ struct vb { uint8_t v[64]; };
 
 constexpr int kMaxTile = 2;
 constexpr int kQueryRows = 2;
+constexpr int kScores = 4;
 constexpr int kBias8 = 0;
 constexpr int kHigh = 1;   // high nibbles are shifted down
 
@@ -57,6 +58,7 @@ inline int32_t store_i8(int8_t* p, const vf& a) {
     for (int i = 0; i < 16; i++) p[i] = (int8_t)(int32_t)x.v[i], sum += p[i];
     return sum;
 }
+inline vf load_i8(const int8_t* p) { vf r; for (int i = 0; i < 16; i++) r.v[i] = (float)p[i]; return r; }
 inline float hmax(const vf& a) {
     float m = a.v[0];
     for (int i = 1; i < 16; i++) m = m > a.v[i] ? m : a.v[i];

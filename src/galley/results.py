@@ -1,4 +1,4 @@
-"""What ``LLM`` gives back, in the shape vLLM's users know."""
+"""What LLM answers with. The shapes are those vLLM's users know."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,10 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one prompt. ``prompt`` is None when it came as ids or messages."""
+    """What became of one prompt. ``prompt`` is None when it came as ids or messages.
+
+    ``prompt_logprobs`` is always None: they cannot be asked for.
+    """
 
     request_id: str
     prompt: str | None
@@ -44,6 +47,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[Completion]
     usage: Usage
     receipt: Receipt
+    finished: bool = True
+    prompt_logprobs: None = None
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that came from the prefix cache."""
+        return self.usage.cached_tokens
 
 
 def completion(

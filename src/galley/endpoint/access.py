@@ -4,13 +4,13 @@ import hashlib
 import hmac
 import ipaddress
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from galley.audit.assemble import receipt_id
 from galley.endpoint.client import Client
-from galley.errors import AuthenticationError, ConfigError, PermissionDenied
+from galley.errors import AuthenticationError, ConfigError, GalleyError, PermissionDenied
 
 __all__ = ["Access", "check_bind", "is_loopback"]
 
@@ -47,6 +47,7 @@ class Access:
     Args:
         keys: accepted API keys; none switches the check off.
         allowed_hosts: further Host names; ``*`` switches the check off.
+        refused: told of every request turned away; returns the id of its receipt, if it has one.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Access:
         host: str = "127.0.0.1",
         keys: Iterable[str] = (),
         allowed_hosts: Iterable[str] = (),
+        refused: Callable[[Scope, GalleyError], str | None] = lambda scope, error: None,
     ) -> None:
         self._app = app
+        self._refused = refused
         self._keys = [(hashlib.sha256(key.encode()).digest(), key_id(key)) for key in keys]
         names = {name.lower() for name in allowed_hosts}
         self._check_host = is_loopback(host) and "*" not in names
@@ -85,6 +88,10 @@ class Access:
             self._admit_host(client)
             key = self._admit_key(client)
         except (PermissionDenied, AuthenticationError) as error:
+            scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+            receipt = self._refused(scope, error)
+            if receipt is not None:
+                client.headers.append((b"x-galley-receipt", receipt.encode()))
             await client.error(error)
             return
         # A plain dict of this request; the one uvicorn shares between requests stays as it is.

@@ -1,6 +1,7 @@
 """The ASGI application: which path leads where."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -11,9 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from galley import __version__
+from galley.audit.assemble import receipt_id
 from galley.audit.receipts import ReceiptStore
 from galley.endpoint.access import Access
 from galley.endpoint.chat import ChatDoor
@@ -21,6 +23,7 @@ from galley.endpoint.client import error_headers, wire_error
 from galley.endpoint.completions import CompletionsDoor
 from galley.endpoint.generate import Generate
 from galley.endpoint.metrics import Metrics
+from galley.endpoint.params import stub
 from galley.endpoint.tokens import ApplyTemplate, Detokenize, Tokenize
 from galley.errors import GalleyError, InvalidRequest, NotFound
 from galley.providers.base import ModelCard
@@ -29,6 +32,8 @@ from galley.router.router import Router
 __all__ = ["build_app"]
 
 MAX_LISTED = 1000
+GENERATING = {"/v1/chat/completions": "chat.completions", "/v1/completions": "completions"}
+"""Paths whose every request leaves a receipt, and the name it has there."""
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
@@ -78,7 +83,20 @@ def build_app(
         exception_handlers={GalleyError: on_error, HTTPException: on_http_error, Exception: on_error},
         lifespan=lifespan,
     )
-    return Access(app, host=host, keys=keys, allowed_hosts=allowed_hosts)
+    # A redirect has no error object, and clients do not repeat a POST after one.
+    app.router.redirect_slashes = False
+
+    def refused(scope: Scope, error: GalleyError) -> str | None:
+        """The receipt of a request turned away at the door; None where there is nothing to answer."""
+        api = GENERATING.get(scope["path"])
+        if api is None or scope["method"] != "POST":
+            return None
+        id = receipt_id()
+        request = stub({}, request_id=scope["state"]["request_id"], api=api, key=None)
+        router.refuse(request, error, receipt_id=id, started=time.monotonic())
+        return id
+
+    return Access(app, host=host, keys=keys, allowed_hosts=allowed_hosts, refused=refused)
 
 
 def respond(found: Any, status: int = 200) -> Response:
@@ -100,11 +118,14 @@ async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
     place = f"{request.method} {request.url.path[:200]}"
     shown: GalleyError
     if error.status_code == 404:
-        shown = NotFound(f"There is no {place} here.")
+        bare = request.url.path.rstrip("/")
+        hint = f"try {bare[:200]}" if bare and bare != request.url.path else None
+        shown = NotFound(f"There is no {place} here.", hint=hint)
     else:
         shown = InvalidRequest(f"{place}: {error.detail}.", code="method_not_allowed")
     body = respond(shown.body(), error.status_code)
     body.headers.update(error.headers or {})
+    body.raw_headers.extend(error_headers(shown))
     return body
 
 
@@ -122,6 +143,8 @@ class Pages:
 
     async def model(self, request: HTTPRequest) -> Response:
         """``GET /v1/models/{id}``; an alias leads to its model."""
+        if not request.path_params["id"]:
+            raise HTTPException(404)
         card, _ = self._router.catalog.find(request.path_params["id"])
         return respond(shown(card))
 
@@ -194,13 +217,13 @@ class Pages:
             )
         found = await asyncio.to_thread(
             self._receipts.list,
-            limit,
+            limit + 1,  # one more tells whether there are more
             model=query.get("model"),
             user=query.get("user"),
             since=number(query["since"], "since") if "since" in query else None,
             before=number(query["before"], "before") if "before" in query else None,
         )
-        return respond({"object": "list", "data": found, "has_more": len(found) == limit})
+        return respond({"object": "list", "data": found[:limit], "has_more": len(found) > limit})
 
 
 def number(text: str, name: str, *, whole: bool = False) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from galley.errors import EngineFault
 from galley.runtime.backend.base import Backend
+from galley.runtime.cost import Forecast, shape_of
 from galley.runtime.job import Job
 from galley.runtime.masks import Masks
 from galley.runtime.out import StepOut
@@ -35,6 +36,8 @@ class Loop:
         self.arrivals = arrivals
         self.faults = 0
         self.masks = Masks(backend.spec.vocab)
+        self.forecast = Forecast()
+        """What the scheduler's cost model said of the steps, against what they took."""
         self._draws = Draws()
         self._drawing: list[Job] = []
         self._guided: list[Job] = []
@@ -50,6 +53,9 @@ class Loop:
         if plan.rows:
             fault: EngineFault | None = None
             drawn = Drawn([], [], [], [])
+            cost = scheduler.cost
+            predicted = None if cost is None else cost.predict(*shape_of(plan))
+            began = self.clock()
             try:
                 rows = self.rows(plan)
                 draws = self.mask(plan) if rows.out else None
@@ -69,6 +75,8 @@ class Loop:
             except BaseException:  # Ctrl-C offline: leave a scheduler that can go on
                 scheduler.fail(plan, EngineFault("the step was interrupted"), self.clock())
                 raise
+            if predicted is not None and fault is None:
+                self.forecast.note(predicted, self.clock() - began)
             if self.arrivals is not None:
                 self.arrivals()
             if fault is None:
