@@ -218,7 +218,7 @@ class Scheduler:
         """How many of ``count`` tokens have room; forced ones, unlike a prompt's, may need blocks yet."""
         while (room := len(job.table.blocks) * self.block_size - job.computed) < count:
             if not self._grow(job, plan, now):
-                return room
+                return room if job.state is State.RUNNING else 0
         return count
 
     def _grow(self, job: Job, plan: Plan, now: float) -> bool:
