@@ -186,9 +186,7 @@ class Engine:
         guide: Guide | None = None,
         banned: tuple[int, ...] = (),
     ) -> None:
-        """Queue one choice; n choices are n submits with lanes 0 … n-1, and share the prompt's KV.
-
-        ``guide`` is this choice's own; ``banned`` ids are never drawn.
+        """Queue one choice; n are n submits with lanes 0 … n-1. ``guide`` is its own, ``banned`` never drawn.
 
         ``on_step`` is called on the engine thread, once a step with news, and must not block. Raises at once:
         ContextLengthExceeded, InvalidRequest, Overloaded (queue full, draining, closed).
