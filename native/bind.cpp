@@ -73,19 +73,21 @@ class Bound {
                      Array<float> repetition, Array<float> frequency, Array<float> presence, Array<uint64_t> seed,
                      Array<int64_t> position, Array<int32_t> lane, Array<int32_t> logprobs, Array<int32_t> bias_start,
                      Array<int32_t> bias_ids, Array<float> bias_values, Array<int32_t> ban_start, Array<int32_t> ban_ids,
-                     Array<int32_t> seen_start, Array<int32_t> seen_ids, Array<int32_t> seen_counts) {
+                     Array<int32_t> seen_start, Array<int32_t> seen_ids, Array<int32_t> seen_counts,
+                     Array<int32_t> mask_row, Array<uint32_t> masks) {
         const size_t n = temperature.size();
         if (top_k.size() != n || top_p.size() != n || min_p.size() != n || repetition.size() != n || frequency.size() != n ||
             presence.size() != n || seed.size() != n || position.size() != n || lane.size() != n || logprobs.size() != n ||
             bias_start.size() != n + 1 || ban_start.size() != n + 1 || seen_start.size() != n + 1 ||
             bias_start.data()[n] != (int)bias_ids.size() || bias_ids.size() != bias_values.size() ||
             ban_start.data()[n] != (int)ban_ids.size() || seen_start.data()[n] != (int)seen_ids.size() ||
-            seen_ids.size() != seen_counts.size())
+            seen_ids.size() != seen_counts.size() || mask_row.size() != n)
             throw std::invalid_argument("sample: array lengths disagree");
         const DrawArrays d{(int)n, temperature.data(), top_p.data(), min_p.data(), repetition.data(), frequency.data(),
                            presence.data(), top_k.data(), lane.data(), logprobs.data(), seed.data(), position.data(),
                            bias_start.data(), bias_ids.data(), ban_start.data(), ban_ids.data(), seen_start.data(),
-                           seen_ids.data(), seen_counts.data(), bias_values.data()};
+                           seen_ids.data(), seen_counts.data(), bias_values.data(), mask_row.data(), masks.data(),
+                           masks.size()};
         std::vector<DrawnRow> rows;
         {
             Model& m = model();

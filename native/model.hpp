@@ -62,6 +62,9 @@ struct DrawArrays {
     const int64_t* position;
     const int32_t *bias_start, *bias_ids, *ban_start, *ban_ids, *seen_start, *seen_ids, *seen_counts;
     const float* bias_values;
+    const int32_t* mask_row;
+    const uint32_t* masks;
+    size_t mask_words;  // in all masks together
 };
 
 struct DrawnRow {

@@ -190,6 +190,12 @@ class TemplateError(GalleyError):
             self.type = "invalid_request_error"
 
 
+class GuideFailed(GalleyError):
+    """The grammar of a structured output could not be followed further; its job alone ends with this."""
+
+    code = "guide_failed"
+
+
 class ConfigError(GalleyError):
     """A configuration value is unknown, malformed or out of range; names its origin."""
 

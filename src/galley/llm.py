@@ -19,11 +19,12 @@ from galley.errors import GalleyError, InvalidRequest
 from galley.model.model import Model
 from galley.model.store import Store
 from galley.providers.base import Meter
-from galley.providers.local import ChoiceText
+from galley.providers.choice import ChoiceText
 from galley.providers.messages import read_messages, refuse_reserved
 from galley.providers.opened import EngineOptions, Opened, disk_options
 from galley.results import Completion, Logprob, Result, completion
 from galley.runtime.engine import Engine
+from galley.runtime.guided import Compiled
 from galley.runtime.out import StepOut
 from galley.runtime.sampling import params as sampling
 from galley.types import (
@@ -101,6 +102,7 @@ class LLM:
                 warnings.warn(running.warning, RuntimeWarning, stacklevel=2)
             self.model, self.memory = running.model, running.memory
             self.engine, self._provider = running.engine, running.provider
+            self._compiler = running.provider.toolbox.compiler
             own = contextlib.closing(ReceiptStore(config.receipts.path))
             self._receipts = receipts or opened.enter_context(own)
             self._capture = config.receipts.capture
@@ -207,6 +209,8 @@ class LLM:
             seed = secrets.randbits(53) if chosen.seed is None else chosen.seed
             seeded = msgspec.structs.replace(chosen, seed=seed)
             sampling.check(seeded, self.model.tokenizer.vocab_size)
+            wanted = seeded.structured_outputs
+            compiled = None if wanted is None else self._compiler.compile(wanted)
             try:
                 self.engine.scheduler.admission.refuse(one.ids, seeded)
             except InvalidRequest as error:
@@ -225,7 +229,9 @@ class LLM:
                 clamped=one.changed,
                 **options,
             )
-            runs.append(Run(request, one, self.model, self.engine.finish))
+            if compiled is not None and compiled.relaxed:
+                request = msgspec.structs.replace(request, clamped=one.changed | compiled.relaxed)
+            runs.append(Run(request, one, self.model, self.engine.finish, compiled))
         return self._drive(runs)
 
     def _drive(self, runs: "list[Run]") -> list[Result]:
@@ -299,8 +305,16 @@ class Asked(msgspec.Struct, frozen=True):
 class Run:
     """One prompt under way: its choices' text, tokens and meters."""
 
-    def __init__(self, request: Request, asked: Asked, model: Model, finish: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        asked: Asked,
+        model: Model,
+        finish: Callable[[str], None],
+        compiled: Compiled | None,
+    ) -> None:
         self.request = request
+        self._compiled = compiled
         self.asked = asked
         self.meter = Meter(capture=request.capture)
         self.error: GalleyError | None = None
@@ -323,13 +337,15 @@ class Run:
             if out.error is not None:
                 self.error = self.error or out.error
                 return
-            delta = text.read(out)
-            pieces.append(delta)
-            self.meter.note(delta)
-            if delta.finish is not None and out.finish is None:
+            deltas = text.read(out)
+            pieces.extend(deltas)
+            for delta in deltas:
+                self.meter.note(delta)
+            if deltas[-1].finish is not None and out.finish is None:
                 self._finish(job)  # a stop string completed in the text
 
-        engine.submit(job, self.asked.ids, self.request.params, on_step=on_step, lane=lane)
+        guide = None if self._compiled is None else self._compiled.guide()
+        engine.submit(job, self.asked.ids, self.request.params, on_step=on_step, lane=lane, guide=guide)
 
     def result(self, receipt: Receipt) -> Result:
         """The finished prompt in vLLM's shape."""

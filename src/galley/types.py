@@ -12,6 +12,30 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 """How a choice may end well. Cancels and faults are not finish reasons: they are ``Receipt.status``."""
 
 
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What the output must look like: exactly one of the first five is set. The names are vLLM's.
+
+    Attributes:
+        json: a JSON schema (draft 2020-12), as an object or as its text.
+        json_object: any JSON object.
+        regex: the whole output matches it (Rust syntax: no look-around, no back-references).
+        choice: the output is one of these strings.
+        grammar: a context-free grammar in the Lark dialect of llguidance; the output derives from ``start``.
+        strict: with ``json``: a keyword that cannot be enforced is refused. Without it such keywords are left
+            out, and named where the answer can say so.
+        whitespace_pattern: with JSON: what may stand between its tokens, as a regex matched once at each
+            place. None writes it on one line, with one space after a comma and a colon.
+    """
+
+    json: dict[str, Any] | bool | str | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    strict: bool = True
+    whitespace_pattern: str | None = None
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to draw tokens. The names are those vLLM's users know.
 
@@ -27,6 +51,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         max_tokens: None means the rest of the context.
         logprobs: None for none, else how many alternatives beside the sampled token (0..20).
         logit_bias: token id to additive bias.
+        structured_outputs: a form the output must have. Needs the extra ``guided``.
     """
 
     n: int = 1
@@ -47,6 +72,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -105,6 +131,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, Any]] | None = None
     prompts: list[str | list[int]] | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str = "auto"
+    """``auto``, ``none``, ``required``, or ``function:NAME`` for one function by name."""
+    parallel_tool_calls: bool = True
+    structured_path: str = ""
+    """Where the request had ``params.structured_outputs``, for errors."""
     template_kwargs: dict[str, Any] = {}
     add_generation_prompt: bool = True
     echo: bool = False
@@ -151,8 +182,24 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     """The ``logprobs`` most likely ids with their log-probabilities, best first."""
 
 
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of one tool call. The first piece of a call has ``id`` and ``name``; arguments add up to JSON.
+
+    ``retracted`` says that the call broke off malformed: its raw text follows as plain text, and what was
+    sent of it is no call.
+    """
+
+    index: int
+    """Number of the call within its choice."""
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    retracted: bool = False
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """One piece of output of one choice: at most one per choice and engine step."""
+    """One piece of output of one choice. What it holds came in this order: reasoning, text, tool calls; where
+    the output had another order there are several deltas."""
 
     index: int
     """prompt number * n + choice number."""
@@ -164,6 +211,13 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """Which stop string or stop token id ended it, when one of the request's own did."""
     cached_tokens: int | None = None
     """Set on a choice's first delta."""
+    reasoning: str = ""
+    """Text of the model's reasoning, without its markers."""
+    reasoning_tokens: int = 0
+    """How many of ``token_ids`` were drawn before the reasoning ended."""
+    tool_calls: list[ToolCallDelta] = []
+    warnings: list[str] = []
+    """What went wrong in reading the output; nothing of it was dropped."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,6 +323,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     completion_tokens: int
     finish: FinishReason | None
+    reasoning_tokens: int = 0
 
 
 ReceiptStatus = Literal["ok", "error", "cancelled", "disconnected"]
@@ -307,3 +362,5 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     attempts: list[Attempt] = []
     audit_leaf: str | None = None
     version: str = ""
+    warnings: list[str] = []
+    """What went wrong in reading the output, such as a malformed tool call, whose text was returned."""

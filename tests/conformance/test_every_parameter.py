@@ -41,6 +41,10 @@ SUPPORTED = {
     "temperature": 0.5,
     "top_logprobs": 1,
     "top_p": 0.5,
+    "response_format": {"type": "json_object"},
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "none",
+    "parallel_tool_calls": False,
     "user": "u",
     "safety_identifier": "u",
     "prompt_cache_key": "k",
@@ -54,20 +58,24 @@ PROBES = {
     "function_call": "auto",
     "functions": [{"name": "f"}],
     "modalities": ["text", "audio"],
-    "parallel_tool_calls": True,
     "prediction": {"type": "content", "content": "x"},
     "reasoning_effort": "low",
-    "response_format": {"type": "json_object"},
     "service_tier": "flex",
     "store": True,
     "suffix": "s",
-    "tool_choice": "auto",
-    "tools": [{"type": "function", "function": {"name": "f"}}],
     "verbosity": "low",
     "web_search_options": {"search_context_size": "low"},
 }
-READ = ("model", "params", "messages", "prompts", "echo", "metadata", "user", "cache_key", "cache_ttl_s")
-NEEDS = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
+READ = (
+    *("model", "params", "messages", "prompts", "echo", "metadata", "user", "cache_key", "cache_ttl_s"),
+    *("tools", "tool_choice", "parallel_tool_calls"),
+)
+NEEDS = {
+    "top_logprobs": {"logprobs": True},
+    "stream_options": {"stream": True},
+    "tool_choice": {"tools": SUPPORTED["tools"]},
+    "parallel_tool_calls": {"tools": SUPPORTED["tools"]},
+}
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from galley import LLM, SamplingParams
+from galley import LLM, SamplingParams, StructuredOutputs
 from galley.audit.receipts import ReceiptStore
 from galley.errors import ContextLengthExceeded, EngineFault, InvalidRequest, ModelNotFound
 from tests.tiny import tiny_gguf
@@ -239,3 +239,23 @@ def test_closed_llm_says_so_and_leaves_no_receipt(path, tmp_path, capsys):
     llm.close()
     assert refused(llm.generate, "a", params()) == (None, "closed")
     assert capsys.readouterr().err == ""
+
+
+def test_a_structured_output_is_valid_and_noted_by_its_digest(llm):
+    pytest.importorskip("llguidance")
+    wanted = StructuredOutputs(choice=["yes, certainly", "no"])
+    results = llm.generate(["a", "b"], params(ignore_eos=False, max_tokens=40, structured_outputs=wanted))
+    for result in results:
+        assert result.outputs[0].text in wanted.choice and result.outputs[0].finish_reason == "stop"
+        assert set(result.receipt.params["structured_outputs"]) == {"sha256"}
+    relaxed = StructuredOutputs(json={"type": "boolean", "not": {"const": True}}, strict=False)
+    (result,) = llm.generate("a", params(ignore_eos=False, structured_outputs=relaxed))
+    assert result.outputs[0].text in ("true", "false")
+    assert result.receipt.clamped == {"structured_outputs.not": "not enforced"}
+    for more in ({"ignore_eos": True}, {"min_tokens": 2, "ignore_eos": False}):
+        with pytest.raises(InvalidRequest, match="grammar"):
+            llm.generate("a", params(structured_outputs=wanted, **more))
+    with pytest.raises(InvalidRequest, match="exactly one"):
+        llm.generate(
+            "a", params(ignore_eos=False, structured_outputs=StructuredOutputs(regex="a", choice=["b"]))
+        )

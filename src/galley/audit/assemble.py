@@ -4,6 +4,7 @@ Nothing here measures; it adds up what the engine measured per choice. So the ar
 tested without an engine, and is the same whoever asks for it.
 """
 
+import hashlib
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,6 +118,7 @@ def assemble(
     attempts: Sequence[Attempt] = (),
     price_lines: Sequence[dict[str, Any]] = (),
     notes: Mapping[str, str] | None = None,
+    warnings: Sequence[str] = (),
 ) -> Receipt:
     """Add up one request. O(choices).
 
@@ -133,6 +135,7 @@ def assemble(
         attempts: every call made for the request, when a router made them.
         price_lines: what it cost, by kind.
         notes: further adjustments, beside the request's own, for ``clamped``.
+        warnings: what went wrong in reading the output.
 
     Usage counts a prompt once however many choices share it (``n`` > 1), as OpenAI does; completion tokens
     add up over choices. ``cached_tokens`` of a prompt is the smallest among its scheduled choices: the later
@@ -142,6 +145,10 @@ def assemble(
     effective = params or request.params
     usage = add_usage(meters, choices, max(1, effective.n))
     shown = msgspec.to_builtins(effective)
+    if effective.structured_outputs is not None and not request.capture:
+        # A schema can say much of what a prompt is about: without capture its digest has to do.
+        spelled = msgspec.json.encode(effective.structured_outputs, order="sorted")
+        shown["structured_outputs"] = {"sha256": hashlib.sha256(spelled).hexdigest()}
     if seeds:
         shown["seed"] = seeds[0]
         if len(set(seeds)) > 1:
@@ -187,6 +194,7 @@ def assemble(
         price_lines=list(price_lines),
         attempts=list(attempts),
         version=__version__,
+        warnings=list(warnings),
     )
 
 
@@ -207,6 +215,7 @@ def add_usage(meters: Mapping[int, Metered], choices: Sequence[Choice], n: int) 
         completion_tokens=sum(c.completion_tokens for c in choices)
         if choices
         else sum(m.completion_tokens for m in meters.values()),
+        reasoning_tokens=sum(c.reasoning_tokens for c in choices),
     )
 
 

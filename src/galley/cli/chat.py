@@ -11,6 +11,7 @@ import click
 from galley.cli.log import summary
 from galley.cli.sampling import left_open, params_of, sampling_options
 from galley.cli.session import ENGINE_FLAGS, Session, capture_option, render, settings_options
+from galley.cli.terminal import echo_delta
 from galley.errors import GalleyError
 from galley.types import SamplingParams
 
@@ -109,12 +110,13 @@ class Conversation:
     async def _ask(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One turn; returns the conversation with the answer in it."""
         pieces: list[str] = []
+        thinking = False
         async with self._house.open(
             self._params, api="cli.chat", messages=messages, left_open=self._left_open
         ) as answer:
             async for delta in answer.deltas():
                 pieces.append(delta.text)
-                click.echo(delta.text, nl=False)
+                thinking = echo_delta(delta, thinking)
                 sys.stdout.flush()
         click.echo()
         if not self._quiet and answer.receipt is not None:

@@ -86,6 +86,11 @@ class Generate:
             async with self._router.open(request, receipt_id=receipt_id, gone=lambda: client.gone) as answer:
                 client.headers[:] = before + told(answer.request)
                 client.headers.append((b"x-galley-served-by", answer.card.served_by.encode()))
+                # What was adjusted for this model, known only now.
+                late = {p: w for p, w in answer.request.clamped.items() if p not in request.clamped}
+                if late:
+                    words = "; ".join(f"{path}: {what}" for path, what in late.items())
+                    client.headers.append((b"x-galley-clamped", words.encode("ascii", "replace")[:2000]))
                 reply = self._door.reply(answer, options)
                 if options.stream:
                     await self._stream(client, answer, reply)
@@ -94,6 +99,9 @@ class Generate:
                         reply.take(delta)
             # The receipt is recorded now: whoever has the last byte can ask for it.
             if not options.stream:
+                if answer.warnings:
+                    shown = " ".join("; ".join(answer.warnings).split()).encode("ascii", "replace")
+                    client.headers.append((b"x-galley-parse-warning", shown[:2000]))
                 await client.json(200, reply.whole(answer.usage()))
             else:
                 usage = reply.usage_chunk(answer.usage()) if options.include_usage else b""
@@ -101,11 +109,11 @@ class Generate:
         except DisconnectError:
             raise
         except Exception as error:
-            shown = wire_error(error)
+            fault = wire_error(error)
             if not client.started:
-                await client.error(shown)
+                await client.error(fault)
             else:
-                await client.write(b"data: " + msgspec.json.encode(shown.body()) + b"\n\n", more=False)
+                await client.write(b"data: " + msgspec.json.encode(fault.body()) + b"\n\n", more=False)
 
     async def _stream(self, client: Client, answer: Answer, reply: Reply) -> None:
         await client.start(200, SSE_HEADERS)

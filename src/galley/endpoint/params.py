@@ -8,7 +8,7 @@ from galley.endpoint.caching import read_caching
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import InvalidRequest
 from galley.runtime.sampling.params import LIMITS, MAX_BIASES, MAX_STOP_IDS, MAX_STOP_LENGTH, MAX_STOPS
-from galley.types import MODEL_CHOOSES, Request, SamplingParams
+from galley.types import MODEL_CHOOSES, Request, SamplingParams, StructuredOutputs
 
 __all__ = ["CHANGES_ANSWER", "common", "sampling"]
 
@@ -20,7 +20,6 @@ CHANGES_ANSWER = (
     "moderation",
     "prediction",
     "reasoning_effort",
-    "tools",
     "verbosity",
     "web_search_options",
     # vLLM
@@ -29,18 +28,11 @@ CHANGES_ANSWER = (
     "chat_template",
     "continue_final_message",
     "documents",
-    "guided_choice",
-    "guided_decoding_backend",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "guided_whitespace_pattern",
     "logits_processors",
     "mm_processor_kwargs",
     "prompt_embeds",
     "prompt_logprobs",
     "structural_tag",
-    "structured_outputs",
     "thinking_token_budget",
     "truncate_prompt_tokens",
     "use_beam_search",
@@ -65,7 +57,9 @@ CHANGES_ANSWER = (
 """Would change the answer and are not implemented: given with a meaning, 400 ``unsupported_parameter``."""
 
 
-def sampling(fields: Fields, *, logprobs: int | None) -> SamplingParams:
+def sampling(
+    fields: Fields, *, logprobs: int | None, structure: StructuredOutputs | None = None
+) -> SamplingParams:
     """Sampling parameters of either door, in OpenAI's ranges. Omitted ``max_tokens`` is the rest of the
     context on both doors (OpenAI's 16 for completions is a hidden cap)."""
 
@@ -106,6 +100,7 @@ def sampling(fields: Fields, *, logprobs: int | None) -> SamplingParams:
         "include_stop_str_in_output": fields.boolean("include_stop_str_in_output"),
         "ignore_eos": fields.boolean("ignore_eos"),
         "skip_special_tokens": fields.boolean("skip_special_tokens", True),
+        "structured_outputs": structure,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
@@ -193,15 +188,6 @@ def read_stream(fields: Fields) -> tuple[bool, bool]:
 def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str | None) -> dict[str, Any]:
     """The fields of a Request that both doors fill alike, by name."""
     fields.refuse(CHANGES_ANSWER)
-    tool_choice = fields.raw("tool_choice")
-    if tool_choice not in (None, "none"):
-        raise unsupported("tool_choice", "none")
-    shape = fields.object("response_format")
-    if shape is not None and shape.choice("type", ("text", "json_object", "json_schema")) not in (
-        None,
-        "text",
-    ):
-        raise unsupported("response_format", "type text")
     modalities = fields.array("modalities")
     if modalities not in (None, ["text"]):
         raise unsupported("modalities", "['text']")

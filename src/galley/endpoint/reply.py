@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from galley.router.router import Answer
-from galley.types import Delta, TokenLogprob, Usage
+from galley.types import Delta, TokenLogprob, ToolCallDelta, Usage
 
 __all__ = ["ChatReply", "CompletionReply", "Options", "Reply", "usage_object"]
 
@@ -67,6 +67,9 @@ class Gathered:
 
     def __init__(self) -> None:
         self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: dict[int, list[ToolCallDelta]] = {}
+        self.warnings: list[str] = []
         self.ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish: str | None = None
@@ -74,9 +77,36 @@ class Gathered:
 
     def add(self, delta: Delta) -> None:
         self.text.append(delta.text)
+        self.reasoning.append(delta.reasoning)
+        self.warnings += delta.warnings
+        for piece in delta.tool_calls:
+            self.calls.setdefault(piece.index, []).append(piece)
         self.ids.extend(delta.token_ids)
         self.logprobs.extend(delta.logprobs or ())
         self.finish, self.stop = delta.finish, delta.stop
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message. Content is null where there are calls alone; a retracted call is none."""
+        text, reasoning = "".join(self.text), "".join(self.reasoning)
+        calls = [
+            {
+                "id": pieces[0].id,
+                "type": "function",
+                "function": {"name": pieces[0].name, "arguments": "".join(p.arguments for p in pieces)},
+            }
+            for pieces in self.calls.values()
+            if not any(piece.retracted for piece in pieces)
+        ]
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text or (None if calls else ""),
+            "refusal": None,
+        }
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        return message
 
 
 class Common:
@@ -128,6 +158,7 @@ class ChatReply(Common):
     def __init__(self, answer: Answer, options: Options) -> None:
         super().__init__(answer, options)
         self._opened: set[int] = set()
+        self.warned: dict[int, list[str]] = {}
 
     def chunks(self, delta: Delta) -> bytes:
         out = b""
@@ -138,13 +169,18 @@ class ChatReply(Common):
             if self.options.return_token_ids:
                 out += b',"prompt_token_ids":' + encode(self.prompt_ids(delta.index))
             out += b"}" + self.tail
-        if delta.text or delta.logprobs or (self.options.return_token_ids and delta.token_ids):
+        said = delta.text or delta.reasoning or delta.tool_calls
+        if said or delta.logprobs or (self.options.return_token_ids and delta.token_ids):
             logprobs = encode(self._logprobs(delta.logprobs)) if delta.logprobs else b"null"
-            out += lead + b'{"content":' + encode(delta.text) + b'},"logprobs":' + logprobs
+            out += lead + delta_object(delta) + b',"logprobs":' + logprobs
             out += b',"finish_reason":null' + self._ids(delta) + b"}" + self.tail
+        self.warned.setdefault(delta.index, []).extend(delta.warnings)
         if delta.finish is not None:
             out += lead + b'{},"logprobs":null,"finish_reason":' + encode(delta.finish)
-            out += b',"stop_reason":' + encode(delta.stop) + b"}" + self.tail
+            out += b',"stop_reason":' + encode(delta.stop)
+            if self.warned[delta.index]:
+                out += b',"x_parse_warnings":' + encode(self.warned[delta.index])
+            out += b"}" + self.tail
         return out
 
     def _ids(self, delta: Delta) -> bytes:
@@ -155,11 +191,13 @@ class ChatReply(Common):
         for index, all_of in self.gathered.items():
             choice: dict[str, Any] = {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(all_of.text), "refusal": None},
+                "message": all_of.message(),
                 "logprobs": self._logprobs(all_of.logprobs) if self.wants_logprobs else None,
                 "finish_reason": all_of.finish,
                 "stop_reason": all_of.stop,
             }
+            if all_of.warnings:
+                choice["x_parse_warnings"] = all_of.warnings
             if self.options.return_token_ids:
                 choice["token_ids"] = all_of.ids
             choices.append(choice)
@@ -176,6 +214,29 @@ class ChatReply(Common):
             for e in entries
         ]
         return {"content": content, "refusal": None}
+
+
+def delta_object(delta: Delta) -> bytes:
+    """``choices[].delta`` of a chunk: content, reasoning, calls, whatever there is."""
+    if not delta.reasoning and not delta.tool_calls:
+        return b'{"content":' + encode(delta.text) + b"}"
+    found: dict[str, Any] = {}
+    if delta.reasoning:
+        found["reasoning_content"] = delta.reasoning
+    if delta.text:
+        found["content"] = delta.text
+    calls = [call_object(piece) for piece in delta.tool_calls if not piece.retracted]
+    if calls:
+        found["tool_calls"] = calls
+    return encode(found)
+
+
+def call_object(piece: ToolCallDelta) -> dict[str, Any]:
+    """A piece of a call in a chunk: the first has id, type and name."""
+    if piece.id is None:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
 
 
 class CompletionReply(Common):

@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from galley.audit.assemble import Metered
+from galley.runtime.guide import Grammar
 from galley.types import CacheHint, Choice, Delta, Digests, FinishReason, Request, SamplingParams
 
 __all__ = ["Load", "Meter", "ModelCard", "Prepared", "Provider", "Run"]
@@ -74,6 +75,8 @@ class Meter:
         finish: finish reason of each choice that ended well.
         text: pieces of text by choice, only when ``capture``.
         estimated: the token counts are our own estimate, because the upstream gave none.
+        reasoning: reasoning tokens delivered, by choice.
+        warnings: what went wrong in reading the outputs.
     """
 
     def __init__(self, *, capture: bool = False) -> None:
@@ -83,12 +86,17 @@ class Meter:
         self.kept: dict[int, int] = {}
         self.finish: dict[int, FinishReason] = {}
         self.text: dict[int, list[str]] = {}
+        self.reasoning: dict[int, int] = {}
+        self.warnings: list[str] = []
 
     def note(self, delta: Delta) -> None:
         """Count one delta as produced."""
         self.kept[delta.index] = self.kept.get(delta.index, 0) + len(delta.token_ids)
         if delta.finish is not None:
             self.finish[delta.index] = delta.finish
+        if delta.reasoning_tokens:
+            self.reasoning[delta.index] = self.reasoning.get(delta.index, 0) + delta.reasoning_tokens
+        self.warnings += [f"choice {delta.index}: {warning}" for warning in delta.warnings]
         if self.capture and delta.text:
             self.text.setdefault(delta.index, []).append(delta.text)
 
@@ -96,7 +104,13 @@ class Meter:
         """How every choice known so far ended, in order."""
         known = sorted({*self.jobs, *self.kept})
         return [
-            Choice(index=i, completion_tokens=self.kept.get(i, 0), finish=self.finish.get(i)) for i in known
+            Choice(
+                index=i,
+                completion_tokens=self.kept.get(i, 0),
+                finish=self.finish.get(i),
+                reasoning_tokens=self.reasoning.get(i, 0),
+            )
+            for i in known
         ]
 
     def output(self) -> list[str]:
@@ -118,6 +132,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """What each prompt asks of the prefix cache."""
     echo: list[str] = []
     """The text of each prompt when ``request.echo``."""
+    compiled: Grammar | None = None
+    """The grammar that every choice is kept to."""
+    banned: tuple[int, ...] = ()
+    """Ids never drawn."""
 
     @property
     def count(self) -> int:

@@ -17,11 +17,12 @@ from galley.errors import BadModelFile, ContextLengthExceeded, EngineFault, Inva
 from galley.model.model import Model
 from galley.providers.base import Load, Meter, ModelCard, Prepared
 from galley.providers.breakpoints import cache_hint
+from galley.providers.choice import ChoiceText
 from galley.providers.outbox import Outbox
+from galley.providers.toolbox import Toolbox
 from galley.runtime.engine import Engine
-from galley.runtime.out import StepOut
+from galley.runtime.guided import Compiled, Compiler
 from galley.runtime.sampling import params as sampling
-from galley.runtime.text.stream import TextStream
 from galley.types import CacheHint, Delta, Digests, Request, SamplingParams
 
 __all__ = ["LocalProvider"]
@@ -58,6 +59,7 @@ class LocalProvider:
             template=model.template.digest if model.template else "",
             engine=hashlib.sha256(code.encode()).hexdigest(),
         )
+        self.toolbox = Toolbox(model, Compiler(model.tokenizer, model.spec.vocab))
         every = "|".join(msgspec.structs.astuple(self.digests))
         self.fingerprint = "fp_" + hashlib.sha256(every.encode()).hexdigest()[:16]
         self.cards: Sequence[ModelCard] = [
@@ -83,6 +85,7 @@ class LocalProvider:
             # 53 bits: exact in every JSON reader, JavaScript's included.
             params = msgspec.structs.replace(params, seed=secrets.randbits(53))
         sampling.check(params, self.model.tokenizer.vocab_size)
+        adjusted = self.toolbox.adjusted(request)
         if size_of(request) > OFF_LOOP:
             prompts = await asyncio.to_thread(self._tokenise, request)
         else:
@@ -103,17 +106,32 @@ class LocalProvider:
         if request.echo:
             for given, ids in zip(request.prompts or (), prompts, strict=True):
                 echo.append(given if isinstance(given, str) else self.decode(ids))
-        adjusted = dict(request.clamped)
-        cache = [self._cache(request, ids, adjusted) for ids in prompts]
-        if adjusted != request.clamped:
-            request = msgspec.structs.replace(request, clamped=adjusted)
+        compiled = await self._guide(request, prompts[0])
+        adjusted |= compiled.relaxed if compiled is not None else {}
+        noted = request.clamped | adjusted
+        cache = [self._cache(request, ids, noted) for ids in prompts]
+        if noted != request.clamped:
+            request = msgspec.structs.replace(request, clamped=noted)
         return Prepared(
-            request=request, params=params, prompts=prompts, max_tokens=room, cache=cache, echo=echo
+            request=request,
+            params=params,
+            prompts=prompts,
+            max_tokens=room,
+            cache=cache,
+            echo=echo,
+            compiled=compiled,
+            banned=self.toolbox.banned(request),
         )
+
+    async def _guide(self, request: Request, prompt: list[int]) -> Compiled | None:
+        """The request's grammar, compiled off the event loop and off the engine's thread (GRM-1)."""
+        if request.params.structured_outputs is None and not request.tools:
+            return None
+        return await asyncio.to_thread(self.toolbox.compile, request, prompt)
 
     async def start(self, prepared: Prepared, meter: Meter) -> "LocalRun":
         """See ``Provider.start``. Job ids are ``<request id>/<choice>``."""
-        run = LocalRun(self.engine, self.model, prepared, meter)
+        run = LocalRun(self.engine, self.model, self.toolbox, prepared, meter)
         await run.begin()
         return run
 
@@ -185,8 +203,9 @@ class LocalProvider:
                 hint="Use /v1/completions.",
             )
         return self.model.template.render(
-            request.messages or [],
+            self.toolbox.messages(request),
             add_generation_prompt=request.add_generation_prompt,
+            tools=request.tools,
             **request.template_kwargs,
         )
 
@@ -215,8 +234,9 @@ class LocalProvider:
             return [
                 template.encode(
                     self.model.tokenizer,
-                    request.messages,
+                    self.toolbox.messages(request),
                     add_generation_prompt=request.add_generation_prompt,
+                    tools=request.tools,
                     **request.template_kwargs,
                 )
             ]
@@ -247,9 +267,12 @@ class LocalRun:
     because that word carries the meter and every receipt needs it.
     """
 
-    def __init__(self, engine: Engine, model: Model, prepared: Prepared, meter: Meter) -> None:
+    def __init__(
+        self, engine: Engine, model: Model, toolbox: Toolbox, prepared: Prepared, meter: Meter
+    ) -> None:
         self._engine = engine
         self._model = model
+        self._toolbox = toolbox
         self._prepared = prepared
         self._meter = meter
         self._outbox = Outbox(prepared.count)
@@ -303,7 +326,15 @@ class LocalRun:
         params = msgspec.structs.replace(
             self._prepared.params, max_tokens=self._prepared.max_tokens[number], n=1
         )
-        choice = ChoiceText(self._model, ids, params, index)
+        compiled = self._prepared.compiled
+        choice = ChoiceText(
+            self._model,
+            ids,
+            params,
+            index,
+            output=self._toolbox.output(request, ids),
+            shown=self._toolbox.shown,
+        )
         async for out in self._engine.stream(
             job,
             ids,
@@ -315,6 +346,8 @@ class LocalRun:
             max_queue_s=request.max_queue_s,
             max_total_s=request.max_total_s,
             cache=self._prepared.cache[number] if self._prepared.cache else None,
+            guide=compiled.guide() if compiled is not None else None,
+            banned=self._prepared.banned,
         ):
             if out.meter is not None:
                 self._meter.jobs[index] = out.meter
@@ -322,56 +355,14 @@ class LocalRun:
                 continue
             if out.error is not None:
                 raise out.error
-            delta = choice.read(out)
-            self._meter.note(delta)
-            self._outbox.put(delta)
-            if delta.finish is not None and out.finish is None:
+            deltas = choice.read(out)
+            for delta in deltas:
+                self._meter.note(delta)
+                self._outbox.put(delta)
+            if deltas[-1].finish is not None and out.finish is None:
                 self._engine.finish(job)
         if not choice.ended and not self._stopping.is_set():
             raise EngineFault("The engine ended the request without a finish reason.")
-
-
-class ChoiceText:
-    """Steps of one choice in, deltas out."""
-
-    def __init__(self, model: Model, prompt: list[int], params: SamplingParams, index: int) -> None:
-        self.ended = False
-        self._index = index
-        self._params = params
-        self._text = TextStream(
-            model.tokenizer,
-            prompt_ids=prompt,
-            skip_special=params.skip_special_tokens,
-            stops=params.stops,
-            include_stop=params.include_stop_str_in_output,
-            min_tokens=params.min_tokens,
-        )
-
-    def read(self, out: StepOut) -> Delta:
-        """One step as a delta. After a stop string completes, ``ended`` is set and later ids do not count."""
-        ids = out.token_ids
-        # The token that ended the output is counted but not shown, unless the user asked for it.
-        shown = ids
-        asked = out.stop_token is not None and self._params.include_stop_str_in_output
-        if out.finish == "stop" and ids and not asked:
-            shown = ids[:-1]
-        piece = self._text.push(shown)
-        text, finish, kept = piece.text, out.finish, ids
-        stop: str | int | None = out.stop_token
-        if piece.stop is not None:
-            finish, stop, kept = "stop", piece.stop, ids[: piece.kept]
-        elif finish is not None:
-            text += self._text.flush(finish)
-        self.ended = finish is not None
-        return Delta(
-            index=self._index,
-            text=text,
-            token_ids=kept,
-            logprobs=None if out.logprobs is None else out.logprobs[: len(kept)],
-            finish=finish,
-            stop=stop,
-            cached_tokens=out.cached_tokens,
-        )
 
 
 def size_of(request: Request) -> int:

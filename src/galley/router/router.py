@@ -281,6 +281,11 @@ class Answer:
         if self._aborted:
             raise GalleyError("The server was stopped before the answer was complete.", code="cancelled")
 
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong so far in reading the output, such as a malformed tool call."""
+        return self._meter.warnings
+
     def usage(self) -> Usage:
         """Tokens so far; final once ``deltas`` has ended."""
         return add_usage(self._meter.jobs, self._meter.choices(), max(1, self.request.params.n))
@@ -339,6 +344,7 @@ class Answer:
                 notes={"usage": "estimated: the upstream gave no token counts"}
                 if self._meter.estimated
                 else None,
+                warnings=self._meter.warnings,
             )
             self._router.record(self.receipt)
         except Exception:

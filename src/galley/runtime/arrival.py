@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 from galley.kv.chain import Namespace
+from galley.runtime.guide import Guide
 from galley.types import CacheHint
 
 __all__ = ["Arrival", "Terms"]
@@ -14,7 +15,7 @@ class Terms(TypedDict, total=False):
 
     ``lane`` is the number of the choice; ``tenant`` and ``salt`` say with whom it shares prefixes;
     ``priority`` is lower for first; the deadlines are in seconds; ``cache`` is what it asks of the prefix
-    cache.
+    cache. ``guide`` is the choice's own grammar state, ``banned`` the ids never drawn.
     """
 
     lane: int
@@ -24,6 +25,8 @@ class Terms(TypedDict, total=False):
     max_queue_s: float | None
     max_total_s: float | None
     cache: CacheHint | None
+    guide: Guide | None
+    banned: tuple[int, ...]
 
 
 class Arrival(NamedTuple):

@@ -155,7 +155,7 @@ class Engine:
         on_step: Callable[[StepOut], None] | Stream,
         **terms: Unpack[Terms],
     ) -> None:
-        """Queue one choice; n choices are n submits with lanes 0 … n-1, and share the prompt's KV.
+        """Queue one choice; n are n submits with lanes 0 … n-1. ``guide`` is its own, ``banned`` never drawn.
 
         ``on_step`` is called on the engine thread, once a step with news, and must not block. Raises at once:
         ContextLengthExceeded, InvalidRequest, Overloaded (queue full, draining, closed).
@@ -361,6 +361,7 @@ class Engine:
         self.scheduler.reset(closed, now)
         unborn = [StepOut(job_id=a.job_id, error=closed, meter=JobMeter(finished=now)) for a in left]
         self._dispatch(self.scheduler.take() + unborn)
+        self.loop.close()
 
     def _arrivals(self) -> None:
         """Take the inbox: first submits, then cancels and parks, so that these find their job."""

@@ -5,6 +5,7 @@ from enum import IntEnum
 from galley.errors import GalleyError
 from galley.kv.chain import Namespace
 from galley.kv.table import Table
+from galley.runtime.guide import Guide
 from galley.runtime.meter import JobMeter
 from galley.types import FinishReason, SamplingParams
 
@@ -38,13 +39,19 @@ class Job:
         verdict: asked for while a step was in flight; carried out in commit (CAN-2).
         seen: occurrences in the output of every token of prompt and output, None when no penalty needs it.
         resumed_at: number of known tokens at the last preemption, -1 before any.
+        guide: keeps the output to a grammar, or None.
+        pending: output tokens that the grammar forced before anything was drawn; they go out with the first
+            draw.
+        banned: ids never drawn.
     """
 
     __slots__ = (
         "accounted_at",
         "ban",
+        "banned",
         "computed",
         "eos",
+        "guide",
         "held_by",
         "held_until",
         "id",
@@ -55,6 +62,7 @@ class Job:
         "meter",
         "min_length",
         "params",
+        "pending",
         "priority",
         "prompt_len",
         "reached",
@@ -88,6 +96,8 @@ class Job:
         priority: int = 0,
         max_queue_s: float | None = None,
         max_total_s: float | None = None,
+        guide: Guide | None = None,
+        banned: tuple[int, ...] = (),
     ) -> None:
         self.id = id
         self.tokens = list(prompt)
@@ -119,6 +129,18 @@ class Job:
         self.resumed_at = -1
         self.held_by: Job | None = None
         self.held_until = 0
+        self.guide = guide
+        self.banned = banned
+        self.pending: list[int] = []
+        if guide is not None:
+            forced = guide.begin(self._forcible())
+            ends = self.stop_ids | self.eos
+            cut = next((place for place, token in enumerate(forced) if token in ends), len(forced))
+            if cut < len(forced):  # one of the request's own stop ids: left to be drawn
+                guide.rollback(len(forced) - cut)
+            self.pending = forced[:cut]
+            for token in self.pending:
+                self.take(token)
 
     @property
     def over(self) -> bool:
@@ -141,3 +163,25 @@ class Job:
         if len(self.tokens) >= self.limit:
             return "length"
         return None
+
+    def draw(self, token: int) -> tuple[list[int], FinishReason | None]:
+        """Append one drawn token and those that its grammar then forces; all that is new, and how it ends.
+
+        Forced tokens are known without a draw, so the next step computes them in one chunk (GRM-6). Raises
+        GalleyError when the guide fails.
+        """
+        new, self.pending = [*self.pending, token], []
+        finish = self.take(token)
+        if self.guide is None:
+            return new, finish
+        for forced in self.guide.accept(token, 0 if finish else self._forcible()):
+            new.append(forced)
+            finish = self.take(forced)
+            if finish is not None:  # one of the request's own stop ids
+                return new, finish
+        return new, "stop" if self.guide.ended else finish
+
+    def _forcible(self) -> int:
+        """Most tokens that may be taken without a draw. One is always left to draw; where log-probabilities
+        are asked for every token is drawn, since only a draw has them, and the same tokens come out."""
+        return 0 if self.params.logprobs is not None else max(0, self.limit - len(self.tokens) - 1)

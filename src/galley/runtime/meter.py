@@ -51,9 +51,9 @@ class JobMeter(msgspec.Struct, kw_only=True):
     kv_byte_seconds: float = 0.0
     peak_blocks: int = 0
 
-    def drew(self, now: float) -> bool:
-        """Count one output token; whether it is the first."""
-        self.completion_tokens += 1
+    def drew(self, now: float, count: int = 1) -> bool:
+        """Count output tokens that came together; whether they are the first."""
+        self.completion_tokens += count
         before, self.last_token = self.last_token, now
         if before is None:
             self.first_token = now

@@ -10,6 +10,7 @@ from galley.kv.tree import Node, Tree
 from galley.runtime.admission import Admission
 from galley.runtime.cost import CostModel
 from galley.runtime.deadlines import Deadlines
+from galley.runtime.guide import Guide
 from galley.runtime.integrity import violations
 from galley.runtime.job import Job, State
 from galley.runtime.meter import Costs, Counters
@@ -17,7 +18,7 @@ from galley.runtime.out import StepOut
 from galley.runtime.plan import Drawn, Plan
 from galley.runtime.policy import Policy
 from galley.runtime.queue import Queue
-from galley.types import CacheHint, FinishReason, SamplingParams, TokenLogprob
+from galley.types import CacheHint, FinishReason, SamplingParams
 
 __all__ = ["Scheduler"]
 
@@ -122,6 +123,8 @@ class Scheduler:
         max_total_s: float | None = None,
         cache: CacheHint | None = None,
         checked: bool = False,
+        guide: Guide | None = None,
+        banned: tuple[int, ...] = (),
     ) -> Job:
         """Put one choice in the queue. Prefixes are shared among jobs of the same ``namespace``.
 
@@ -149,6 +152,8 @@ class Scheduler:
             priority=priority,
             max_queue_s=max_queue_s,
             max_total_s=max_total_s,
+            guide=guide,
+            banned=banned,
         )
         if cache is not None:  # whole blocks are kept
             size = self.block_size
@@ -183,13 +188,11 @@ class Scheduler:
 
     def _settle(self, job_id: str, verdict: GalleyError | FinishReason, now: float) -> bool:
         job = self.jobs.get(job_id)
-        if job is None:
-            return False
-        if self._inflight is not None and job in self._inflight.rows:
+        if job is not None and self._inflight is not None and job in self._inflight.rows:
             job.verdict = job.verdict or verdict
-        else:
+        elif job is not None:
             self._end(job, now, verdict)
-        return True
+        return job is not None
 
     def take(self) -> list[StepOut]:
         """What happened since the last call, in order."""
@@ -214,8 +217,9 @@ class Scheduler:
             room = self.token_budget - plan.tokens
             if room <= 0:
                 break
-            if job.state is State.RUNNING:
-                plan.add(job, min(len(job.tokens) - job.computed, room, self.chunk))
+            most = min(len(job.tokens) - job.computed, room, self.chunk)
+            if job.state is State.RUNNING and (count := self._reach(job, most, plan, now)) > 0:
+                plan.add(job, count)
         if before == self.counters.preemptions:
             self.policy.step()
             if self.queue and plan.tokens < self.token_budget and len(self.running) < self.max_jobs:
@@ -245,6 +249,13 @@ class Scheduler:
             # More decodes than budget: those left out go first next time.
             self.running = dict.fromkeys(job for job in [*late, *self.running] if job.state is State.RUNNING)
         return chunks
+
+    def _reach(self, job: Job, count: int, plan: Plan, now: float) -> int:
+        """How many of ``count`` tokens have room; forced ones, unlike a prompt's, may need blocks yet."""
+        while (room := len(job.table.blocks) * self.block_size - job.computed) < count:
+            if not self._grow(job, plan, now):
+                return room if job.state is State.RUNNING else 0
+        return count
 
     def _grow(self, job: Job, plan: Plan, now: float) -> bool:
         """One more block for a running job, at the cost of others if need be (SCH-5)."""
@@ -299,8 +310,7 @@ class Scheduler:
                 continue
             if not self.admission.fits(job, path, self.running):
                 # Smaller ones may pass for a while, then the line stops here (SCH-4).
-                job.skipped += 1
-                missed += 1
+                job.skipped, missed = job.skipped + 1, missed + 1
                 if job.skipped > self.policy.patience or missed >= self.policy.look:
                     return
                 continue
@@ -316,10 +326,10 @@ class Scheduler:
         meter, counters = job.meter, self.counters
         if job.state is State.WAITING:
             meter.first_scheduled = now
-            meter.cached_tokens = job.computed
+            meter.cached_tokens = min(job.computed, job.prompt_len)
             counters.prompt_tokens += job.prompt_len
             counters.cache_query_tokens += job.prompt_len
-            counters.cache_hit_tokens += job.computed
+            counters.cache_hit_tokens += meter.cached_tokens
         job.state = State.RUNNING
         job.accounted_at = now
         job.held_by = None
@@ -352,27 +362,17 @@ class Scheduler:
         counters.computed_tokens += plan.tokens
 
     def _accept(self, job: Job, token: int, row: int, drawn: Drawn, now: float) -> None:
-        """One drawn token becomes known and goes out."""
-        finish = job.take(token)
-        meter = job.meter
-        cached = meter.cached_tokens if meter.drew(now) else None
-        self.counters.generation_tokens += 1
-        logprobs = None
-        if job.params.logprobs is not None:
-            logprobs = [TokenLogprob(token, drawn.logprobs[row], drawn.ranks[row], drawn.tops[row])]
+        """One drawn token becomes known and goes out, with those that its grammar forces."""
+        try:
+            new, finish = job.draw(token)
+        except GalleyError as error:
+            self._end(job, now, error, State.FAILED)
+            return
+        first = job.meter.drew(now, len(new))
+        self.counters.generation_tokens += len(new)
         if finish is not None:
             self._close(job, now, State.FINISHED, keep=job.computed)
-        self._out.append(
-            StepOut(
-                job_id=job.id,
-                token_ids=[token],
-                logprobs=logprobs,
-                finish=finish,
-                stop_token=token if finish == "stop" and token in job.stop_ids else None,
-                cached_tokens=cached,
-                meter=None if finish is None else meter,
-            )
-        )
+        self._out.append(StepOut.of(job, new, finish, drawn, row, first=first))
 
     def fail(self, plan: Plan, error: GalleyError, now: float) -> None:
         """The forward failed: its jobs end with ``error``, nothing of the step is kept (CAN-3, KV-3)."""

@@ -35,7 +35,9 @@ async def test_chat_whole(desk):
     receipt = await desk.receipt(response)
     assert receipt["status"] == "ok" and receipt["user"] == "u1" and receipt["metadata"] == {"team": "x"}
     assert receipt["usage"]["completion_tokens"] == 3 and receipt["params"]["seed"] == 42
-    assert receipt["choices"] == [{"index": 0, "completion_tokens": 3, "finish": "stop"}]
+    assert receipt["choices"] == [
+        {"index": 0, "completion_tokens": 3, "finish": "stop", "reasoning_tokens": 0}
+    ]
     assert receipt["prompt"] is None and receipt["output"] is None
 
 

@@ -126,6 +126,8 @@ class NativeBackend:
                 d.seen_start,
                 d.seen_ids,
                 d.seen_counts,
+                d.mask_row,
+                d.masks,
             )
         except (ValueError, RuntimeError, MemoryError) as e:
             raise EngineFault(f"native sampling failed: {e}") from e

@@ -5,9 +5,9 @@ from collections.abc import Sequence, Sized
 from typing import Any
 
 from galley.errors import InvalidRequest
-from galley.types import SamplingParams
+from galley.types import SamplingParams, StructuredOutputs
 
-__all__ = ["LIMITS", "MAX_BIASES", "MAX_STOPS", "MAX_STOP_IDS", "MAX_STOP_LENGTH", "check"]
+__all__ = ["LIMITS", "MAX_BIASES", "MAX_STOPS", "MAX_STOP_IDS", "MAX_STOP_LENGTH", "check", "check_guided"]
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
@@ -103,6 +103,27 @@ def _stops(stop: Any) -> None:
             raise _refuse(param, "invalid_value", "NUL and lone surrogates are not text.")
 
 
+def _structured(wanted: StructuredOutputs) -> None:
+    param = "structured_outputs"
+    given = [name for name in ("json", "regex", "choice", "grammar") if getattr(wanted, name) is not None]
+    given += ["json_object"] if wanted.json_object else []
+    if len(given) != 1:
+        raise _refuse(param, "invalid_value", f"expected exactly one form, got {', '.join(given) or 'none'}.")
+    if wanted.choice is not None and (not wanted.choice or not all(wanted.choice)):
+        raise _refuse(f"{param}.choice", "invalid_value", "expected texts to choose from.")
+
+
+def check_guided(params: SamplingParams) -> None:
+    """Refuse what an output that is kept to a grammar cannot have: it ends where the grammar ends.
+
+    Raises InvalidRequest for ``ignore_eos`` and ``min_tokens``.
+    """
+    if params.ignore_eos:
+        raise _refuse("ignore_eos", "invalid_value", "a structured output ends where its grammar ends.")
+    if params.min_tokens:
+        raise _refuse("min_tokens", "invalid_value", "a structured output ends where its grammar ends.")
+
+
 def check(params: SamplingParams, vocab: int) -> None:
     """Refuse what cannot be honoured.
 
@@ -143,3 +164,6 @@ def check(params: SamplingParams, vocab: int) -> None:
             "integer_above_max_value",
             f"{params.min_tokens} is more than max_tokens, which is {params.max_tokens}.",
         )
+    if params.structured_outputs is not None:
+        _structured(params.structured_outputs)
+        check_guided(params)
