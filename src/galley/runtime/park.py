@@ -2,7 +2,7 @@
 
 import msgspec
 
-from galley.errors import NotFound
+from galley.errors import InvalidRequest, NotFound
 from galley.runtime.job import Job, State
 from galley.runtime.scheduler import Scheduler
 from galley.types import CacheHint, SamplingParams
@@ -30,6 +30,7 @@ class Parked(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     memory_only: bool
     computed: int
+    banned: tuple[int, ...] = ()
 
     @property
     def cache(self) -> CacheHint:
@@ -41,11 +42,13 @@ def park(scheduler: Scheduler, job_id: str, now: float) -> Parked:
     """Take a job out between steps; its stream ends with an error of code ``parked``.
 
     Its full blocks stay cached, unused, and are given up like any others when memory is needed. Raises
-    NotFound when there is no such job.
+    NotFound when there is no such job, InvalidRequest when a grammar guides it: its state is not plain data.
     """
     job = scheduler.jobs.get(job_id)
     if job is None:
         raise NotFound(f"There is no job {job_id[:100]!r} to park.", param="job_id")
+    if job.guide is not None:
+        raise InvalidRequest("A request with structured output cannot be parked.", param="job_id")
     space = dict(job.table.namespace)
     parked = Parked(
         job_id=job.id,
@@ -59,6 +62,7 @@ def park(scheduler: Scheduler, job_id: str, now: float) -> Parked:
         priority=job.priority,
         memory_only="tier" in space,
         computed=job.computed,
+        banned=job.banned,
     )
     scheduler.park(job, now)
     return parked
@@ -85,6 +89,7 @@ def resume(scheduler: Scheduler, parked: Parked, job_id: str, now: float) -> Job
         lane=parked.lane,
         tenant=parked.tenant,
         priority=parked.priority,
+        banned=parked.banned,
     )
     for token in parked.tokens[parked.prompt_len :]:
         job.take(token)
