@@ -82,6 +82,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     priority: int = 0
     """Lower runs first; 0 is normal."""
+    service_tier: str = "default"
+    """The tier really used: ``default``, ``flex`` (runs after the others) or ``priority`` (before them)."""
     cache_salt: str | None = None
     max_queue_s: float | None = None
     max_total_s: float | None = None
@@ -103,8 +105,24 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     """The ``logprobs`` most likely ids with their log-probabilities, best first."""
 
 
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of one tool call. The first piece of a call has ``id`` and ``name``; arguments add up to JSON.
+
+    ``retracted`` says that the call broke off malformed: its raw text follows as plain text, and what was
+    sent of it is no call.
+    """
+
+    index: int
+    """Number of the call within its choice."""
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    retracted: bool = False
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """One piece of output of one choice: at most one per choice and engine step."""
+    """One piece of output of one choice. What it holds came in this order: reasoning, text, tool calls; where
+    the output had another order there are several deltas."""
 
     index: int
     """prompt number * n + choice number."""
@@ -116,6 +134,13 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """Which stop string or stop token id ended it, when one of the request's own did."""
     cached_tokens: int | None = None
     """Set on a choice's first delta."""
+    reasoning: str = ""
+    """Text of the model's reasoning, without its markers."""
+    reasoning_tokens: int = 0
+    """How many of ``token_ids`` were drawn before the reasoning ended."""
+    tool_calls: list[ToolCallDelta] = []
+    warnings: list[str] = []
+    """What went wrong in reading the output; nothing of it was dropped."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ SUPPORTED = {
     "metadata": {"a": "b"},
     "n": 2,
     "seed": 3,
+    "service_tier": "flex",
     "stop": ["x"],
     "stream": True,
     "stream_options": {"include_usage": True},
@@ -57,7 +58,6 @@ PROBES = {
     "prompt_cache_retention": "24h",
     "reasoning_effort": "low",
     "response_format": {"type": "json_object"},
-    "service_tier": "flex",
     "store": True,
     "suffix": "s",
     "tool_choice": "auto",
@@ -100,7 +100,16 @@ async def test_no_property_is_swallowed(path, name, provider, store):
             before, after = provider.seen
             changed = [
                 field
-                for field in ("model", "params", "messages", "prompts", "echo", "metadata", "user")
+                for field in (
+                    "model",
+                    "params",
+                    "messages",
+                    "prompts",
+                    "echo",
+                    "metadata",
+                    "user",
+                    "service_tier",
+                )
                 if getattr(before, field) != getattr(after, field)
             ]
             assert changed, f"{name} was accepted and changed nothing"

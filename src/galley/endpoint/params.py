@@ -15,6 +15,9 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_BIASES = 1024
 
+TIERS = {"flex": 10, "priority": -10}
+"""What a service tier adds to the priority (lower runs first)."""
+
 CHANGES_ANSWER = (
     # OpenAI
     "audio",
@@ -203,13 +206,9 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
     if modalities not in (None, ["text"]):
         raise unsupported("modalities", "['text']")
     tier = fields.choice("service_tier", ("auto", "default", "flex", "scale", "priority", "fast"))
-    kept = fields.boolean("store")
-    noted = []
-    if tier not in (None, "auto", "default"):
-        noted.append("service_tier")
-    if kept:
-        # Receipts are always kept, answers are not retrievable: the wish cannot be met, so it is said.
-        noted.append("store")
+    # The tier is echoed as it was used: scale and fast are not to be had here and run as default.
+    used = tier if tier in TIERS else "default"
+    noted: list[str] = []
     refused_store = fields.raw("store") is False
     user = fields.text("user", 512)
     salt = fields.text("cache_salt", 512)
@@ -221,7 +220,8 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
         "user": identifier if identifier is not None else user,
         "key": key,
         "metadata": read_metadata(fields),
-        "priority": fields.integer("priority", -(2**31), 2**31 - 1) or 0,
+        "priority": (fields.integer("priority", -(2**31), 2**31 - 1) or 0) + TIERS.get(used, 0),
+        "service_tier": used,
         "cache_salt": salt,
         "capture": capture and not refused_store,
         "ignored_params": noted,
