@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rm": ("galley.cli.models:remove", "Remove models from this machine."),
     "log": ("galley.cli.log:log", "List receipts, newest last; -f follows."),
     "receipt": ("galley.cli.log:receipt", "Show one receipt in full."),
+    "keys": ("galley.cli.keys:keys", "Make, list and revoke API keys."),
     "doctor": ("galley.cli.doctor:doctor", "Measure this machine and say what fits."),
     "config": ("galley.cli.settings:config", "Show, write and check settings."),
 }

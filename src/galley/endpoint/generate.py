@@ -14,6 +14,7 @@ from galley.endpoint.client import Client, DisconnectError, wire_error
 from galley.endpoint.keys import Principal
 from galley.endpoint.params import stub
 from galley.endpoint.reply import Options, Reply
+from galley.endpoint.translate import renamed
 from galley.endpoint.wire import header_list, parse_object
 from galley.errors import GalleyError, InvalidRequest
 from galley.router.router import Answer, Router
@@ -181,7 +182,7 @@ class Generate:
         except DisconnectError:
             raise
         except Exception as error:
-            shown = wire_error(error)
+            shown = renamed(wire_error(error), options.names)
             if not client.started or reply is None:
                 await client.error(shown)
             else:

@@ -24,6 +24,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     return_token_ids: bool = False
     keep: bool = False
     """Store the answer so that it can be asked for again."""
+    names: dict[str, str] = {}
+    """What the client calls the fields of a chat request, where its API has other words."""
 
 
 class Reply(Protocol):

@@ -91,7 +91,7 @@ class MessagesDoor:
             ignored_params=ignored,
             clamped=rename_keys(request.clamped, names),
         )
-        return await self._bounded(request, model), options
+        return await self._bounded(request, model), msgspec.structs.replace(options, names=names)
 
     def reply(self, answer: Answer, options: Options) -> MessageReply:
         """Shapes one answer."""

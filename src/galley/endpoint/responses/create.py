@@ -16,6 +16,7 @@ from galley.endpoint.responses.door import ResponseDoor, ResponseOptions
 from galley.endpoint.responses.reply import ResponseReply, response_id
 from galley.endpoint.shelf import Shelf
 from galley.endpoint.stored import StoredResponses
+from galley.endpoint.translate import renamed
 from galley.errors import InvalidRequest
 from galley.router.router import Router
 from galley.types import Request
@@ -64,7 +65,7 @@ class Responses(Generate):
         try:
             body = await asyncio.shield(begun)
         except Exception as error:
-            await client.error(wire_error(error))
+            await client.error(renamed(wire_error(error), options.names))
             return
         await client.json(200, msgspec.json.encode(body))
 

@@ -50,6 +50,7 @@ SAME = (
 REFUSED = ("context_management", "conversation", "prompt")
 NAMED = ("max_tool_calls",)
 """Counts calls of built-in tools only, of which there are none."""
+OWN = ("keep", "names")
 INCLUDES = "message.output_text.logprobs"
 
 
@@ -135,8 +136,9 @@ class ResponseDoor:
             request, api=self.api, ignored_params=ignored, clamped=rename_keys(request.clamped, names)
         )
         kept = ResponseOptions(
-            **{name: getattr(options, name) for name in Options.__struct_fields__ if name != "keep"},
+            **{name: getattr(options, name) for name in Options.__struct_fields__ if name not in OWN},
             keep=store,
+            names=names,
             shown=shown(body, request, store=store),
             items=items.items,
             previous=previous,
