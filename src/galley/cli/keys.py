@@ -34,6 +34,7 @@ def keys() -> None:
 @click.pass_obj
 def create(
     session: Session,
+    *,
     name: str,
     scopes: tuple[Any, ...],
     models: tuple[str, ...],
