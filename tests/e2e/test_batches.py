@@ -45,7 +45,9 @@ def test_killed_three_times_every_line_is_put_out_once(start, count):  # noqa: F
                 time.sleep(0.005)
             if share is None:
                 break
-            assert batch["status"] in ("in_progress", "finalizing"), "the batch was done before it could be killed"
+            assert batch["status"] in ("in_progress", "finalizing"), (
+                "the batch was done before it could be killed"
+            )
             process.child.send_signal(signal.SIGKILL)
             process.finish()
             killed.append(done)
