@@ -176,7 +176,9 @@ class Access:
                 found = Principal(key=key.id, scopes=tuple(key.scopes), models=tuple(key.models))
         if found is None:
             raise AuthenticationError(
-                "Missing, wrong, expired or revoked API key. Send it as 'Authorization: Bearer KEY'."
+                # litellm tells a key's fault from a request's by the first four words.
+                "Incorrect API key provided: missing, wrong, expired or revoked. "
+                "Send it as 'Authorization: Bearer KEY'."
             )
         return found
 
