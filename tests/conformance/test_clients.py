@@ -25,6 +25,7 @@ from tests.unit.endpoint.fake import FakeProvider
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = Path(os.environ.get("CONFORMANCE_PYTHON") or ROOT / ".venv-conformance/bin/python")
+LITELLM = Path(os.environ.get("CONFORMANCE_LITELLM") or ROOT / ".venv-litellm/bin/python")
 MODULES = Path(os.environ.get("CONFORMANCE_NODE") or HERE / "node/node_modules")
 KEY = "sk-test"
 SCRIPTS = sorted(path.name for path in (HERE / "clients").glob("*.py") if path.name != "common.py")
@@ -82,11 +83,12 @@ def tidy(home: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_python_client(url: str, script: str, tmp_path: Path) -> None:
-    probe = [str(PYTHON), "-c", f"import importlib.util as u; assert u.find_spec({PACKAGES[script]!r})"]
-    if not PYTHON.exists() or subprocess.run(probe, check=False, capture_output=True).returncode:
-        pytest.skip(f"{PACKAGES[script]} is not in {PYTHON.parent}; `make conformance` puts it there")
+    python = LITELLM if script == "litellm_sdk.py" else PYTHON
+    probe = [str(python), "-c", f"import importlib.util as u; assert u.find_spec({PACKAGES[script]!r})"]
+    if not python.exists() or subprocess.run(probe, check=False, capture_output=True).returncode:
+        pytest.skip(f"{PACKAGES[script]} is not in {python.parent}; `make conformance` puts it there")
     tools = [] if "tools" in CHANGES_ANSWER else ["tools"]
-    command = [str(PYTHON), str(HERE / "clients" / script), url, KEY, *tools]
+    command = [str(python), str(HERE / "clients" / script), url, KEY, *tools]
     run(command, tidy(tmp_path))
 
 

@@ -136,9 +136,12 @@ def test_a_refusal_arrives_as_it_should(shop: Shop, row: Row, monkeypatch: pytes
     # The client waits half a second and more between tries where it is not told how long.
     monkeypatch.setattr(openai._base_client.BaseClient, "_calculate_retry_timeout", lambda *_a, **_k: 0.0)
     body = {"model": "fake-1b", "messages": HI} | row.fields
-    with openai.OpenAI(
-        base_url=f"{shop.served.url}/v1", api_key=shop.keys.get(row.key, row.key), http_client=http
-    ) as client, pytest.raises(row.kind) as caught:
+    with (
+        openai.OpenAI(
+            base_url=f"{shop.served.url}/v1", api_key=shop.keys.get(row.key, row.key), http_client=http
+        ) as client,
+        pytest.raises(row.kind) as caught,
+    ):
         if row.raw is not None:
             client.post("/chat/completions", cast_to=object, content=row.raw)
         else:
