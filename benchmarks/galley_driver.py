@@ -7,7 +7,6 @@ directly with ready-made plans; the difference of the two is what the runtime co
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import click
 import numpy as np
 
 from galley import __version__
+from galley.bench.offline import Track, decode_rate, run_prompts
 from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
 from galley.model.spec import ModelSpec
@@ -24,39 +24,18 @@ from galley.model.tokenizer import Tokenizer
 from galley.runtime.backend import open_backend
 from galley.runtime.backend.base import Backend
 from galley.runtime.engine import Engine
-from galley.runtime.out import StepOut
 from galley.runtime.plan import Draws, Rows
-from galley.types import SamplingParams
 
 NUM_BLOCKS = 1024
-"""Of 16 tokens: room for 32 sequences of 512."""
+"""Of 16 tokens, until ``context`` asks for more: room for 32 sequences of 512."""
 TOKEN_BUDGET = 512
 
 
-class Track:
-    """When each token of one job came, and how the job ended."""
-
-    def __init__(self, ended: threading.Semaphore) -> None:
-        self.ids: list[int] = []
-        self.times: list[float] = []
-        self.problem: str | None = None
-        self._ended = ended
-
-    def __call__(self, out: StepOut) -> None:
-        """Runs in the engine's thread."""
-        now = time.perf_counter()
-        self.ids.extend(out.token_ids)
-        self.times.extend([now] * len(out.token_ids))
-        if out.error is not None or out.finish is not None:
-            if out.error is not None:
-                self.problem = str(out.error)
-            elif out.meter is not None and out.meter.preemptions:
-                self.problem = "the job was preempted: too few KV blocks for this workload"
-            self._ended.release()
-
-
 class GalleyDriver:
-    """One model, one backend; a fresh engine for each sample, so that no prefix is cached from the last."""
+    """One model, one backend; a fresh engine for each sample, so that no prefix is cached from the last.
+
+    ``together`` keeps its engine, and with it the prefixes, until another verb needs the backend.
+    """
 
     def __init__(self, kind: str, isa: str | None) -> None:
         self._kind = kind
@@ -64,12 +43,15 @@ class GalleyDriver:
         self._gguf: GGUF | None = None
         self._spec: ModelSpec | None = None
         self._backend: Backend | None = None
+        self._keeper: Engine | None = None
+        self._threads = 0
         self._verbs: dict[str, Callable[[str], dict[str, Any]]] = {
             "hello": self._hello,
             "load": self._load,
             "context": self._context,
             "prefill": self._prefill,
             "decode": self._decode,
+            "together": self._together,
             "backend-prefill": self._backend_prefill,
             "backend-decode": self._backend_decode,
             "logits": self._logits,
@@ -80,6 +62,9 @@ class GalleyDriver:
         verb, _, rest = line.partition(" ")
         if verb not in self._verbs:
             raise ValueError(f"unknown command {verb}")
+        if verb != "together" and self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
         return self._verbs[verb](rest)
 
     @property
@@ -98,14 +83,11 @@ class GalleyDriver:
         threads, path = rest.split(" ", 1)
         self.close()
         start = time.perf_counter()
+        self._threads = int(threads)
         self._gguf = GGUF.open(Path(path))
         self._spec = spec_from_gguf(self._gguf)
-        opened = open_backend(
-            self._kind, self._gguf, self._spec, threads=int(threads), num_blocks=NUM_BLOCKS, isa=self._isa
-        )
-        self._backend = opened.backend
-        if opened.warning is not None:
-            raise RuntimeError(f"not the backend that was asked for: {opened.warning}")
+        self._open(NUM_BLOCKS)
+        assert self._backend is not None
         return {
             "load_s": time.perf_counter() - start,
             "weight_bytes": self._backend.weight_bytes,
@@ -114,59 +96,62 @@ class GalleyDriver:
             "fingerprint": self._backend.fingerprint,
         }
 
+    def _open(self, num_blocks: int) -> None:
+        if self._gguf is None or self._spec is None:
+            raise ValueError("no model loaded")
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+        opened = open_backend(
+            self._kind, self._gguf, self._spec, threads=self._threads, num_blocks=num_blocks, isa=self._isa
+        )
+        self._backend = opened.backend
+        if opened.warning is not None:
+            raise RuntimeError(f"not the backend that was asked for: {opened.warning}")
+
     def _context(self, rest: str) -> dict[str, Any]:
-        tokens, _sequences, _unified = (int(n) for n in rest.split())
-        room = self.backend.num_blocks * self.backend.block_size
-        if tokens > room:
-            raise ValueError(f"{tokens} tokens of context wanted, {room} are there")
-        return {"tokens": room}
+        tokens, sequences, _unified = (int(n) for n in rest.split())
+        need = -(-tokens // self.backend.block_size) + sequences  # each sequence's last block is part empty
+        if need > self.backend.num_blocks:
+            self._open(need)
+        return {"tokens": self.backend.num_blocks * self.backend.block_size}
 
     # The engine's path -----------------------------------------------------------------------------------
 
     def _serve(self, prompts: list[list[int]], tokens: int) -> tuple[float, list[Track]]:
-        """Run all prompts at once, ``tokens`` greedy tokens each. Returns the start time and the tracks."""
+        """Run all prompts at once on a fresh engine. Returns the start time and the tracks."""
         engine = Engine(self.backend, eos_ids=(), token_budget=TOKEN_BUDGET)
-        ended = threading.Semaphore(0)
-        tracks = [Track(ended) for _ in prompts]
-        params = SamplingParams(max_tokens=tokens, temperature=0.0, seed=1, ignore_eos=True)
         engine.start()
         try:
-            start = time.perf_counter()
-            for i, (prompt, track) in enumerate(zip(prompts, tracks, strict=True)):
-                engine.submit(f"bench-{i}", prompt, params, on_step=track)
-            for _ in prompts:
-                if not ended.acquire(timeout=300):
-                    raise TimeoutError("no end of a job within 300 s")
+            return run_prompts(engine, prompts, tokens, patience_s=300)
         finally:
             engine.close()
-        for track in tracks:
-            if track.problem is not None:
-                raise RuntimeError(track.problem)
-            if len(track.ids) != tokens:
-                raise RuntimeError(f"{len(track.ids)} tokens came, {tokens} were asked for")
-        return start, tracks
 
     def _prefill(self, rest: str) -> dict[str, Any]:
         start, tracks = self._serve([_ids(rest)], 1)
         return {"prefill_s": tracks[0].times[0] - start, "ids": tracks[0].ids}
 
-    def _decode(self, rest: str) -> dict[str, Any]:
-        """The decode rate is taken while all sequences run.
+    def _together(self, rest: str) -> dict[str, Any]:
+        tokens, prompts = _prompts(rest)
+        if self._keeper is None:
+            self._keeper = Engine(self.backend, eos_ids=(), token_budget=TOKEN_BUDGET)
+            self._keeper.start()
+        start, tracks = run_prompts(self._keeper, prompts, tokens, patience_s=300)
+        total = max(t.times[-1] for t in tracks) - start
+        return {"total_s": total, "tokens": tokens * len(tracks), "ids": tracks[0].ids}
 
-        From the step in which the last one gives its first token to the step in which the first one ends:
-        every sequence gets one token in each of those steps.
-        """
+    def _decode(self, rest: str) -> dict[str, Any]:
+        """The decode rate is taken while all sequences run (``decode_rate``)."""
         steps, prompts = _prompts(rest)
         start, tracks = self._serve(prompts, steps + 1)
-        last = max(tracks, key=lambda t: t.times[0])
-        end = min(t.times[-1] for t in tracks)
-        count = min(range(len(last.times)), key=lambda k: abs(last.times[k] - end))
-        if count == 0:
+        together = decode_rate(tracks)
+        if together is None:
             raise RuntimeError("the sequences never ran together: ask for more steps")
+        tokens, seconds = together
         return {
-            "prefill_s": last.times[0] - start,
-            "decode_s": last.times[count] - last.times[0],
-            "tokens": count * len(tracks),
+            "prefill_s": max(t.times[0] for t in tracks) - start,
+            "decode_s": seconds,
+            "tokens": tokens,
             "total_s": max(t.times[-1] for t in tracks) - start,
             "ids": tracks[0].ids,
         }
@@ -256,6 +241,9 @@ class GalleyDriver:
         return {"tokens": len(ids)}
 
     def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
         if self._backend is not None:
             self._backend.close()
             self._backend = None

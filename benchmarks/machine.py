@@ -1,13 +1,14 @@
 """The machine: what it is, and what it can do at this moment."""
 
 import json
-import os
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from galley.bench import machine
+from galley.runtime.processors import Busy
 
 __all__ = ["Busy", "Limits", "Probe", "facts"]
 
@@ -58,56 +59,9 @@ class Probe:
         return msgspec.convert(json.loads(reply), Limits)
 
 
-class Busy(msgspec.Struct, frozen=True):
-    """Processor time of the whole machine so far, in seconds (resolution: one tick, 10 ms)."""
-
-    used: float
-    """User, nice, system and interrupts, of all processes."""
-    stolen: float
-    """Ready to run, but the host ran somebody else."""
-
-    @classmethod
-    def now(cls) -> "Busy":
-        """Read ``/proc/stat``."""
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-        tick = 1.0 / os.sysconf("SC_CLK_TCK")
-        user, nice, system, _idle, _iowait, irq, soft, steal = (int(f) * tick for f in fields[:8])
-        return cls(used=user + nice + system + irq + soft, stolen=steal)
-
-
 def facts() -> dict[str, Any]:
-    """CPU model, instruction sets that matter, cores, memory, kernel, compiler, Python."""
-    cpu: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        cpu.setdefault(name.strip(), value.strip())
-    flags = set(cpu.get("flags", cpu.get("Features", "")).split())
-    wanted = (
-        "avx2",
-        "avx_vnni",
-        "avx512f",
-        "avx512bw",
-        "avx512_vnni",
-        "avx512_bf16",
-        "amx_int8",
-        "asimddp",
-        "i8mm",
-    )
-    memory = Path("/proc/meminfo").read_text().split("\n", 1)[0].split()[1]
+    """What ``galley bench`` says of the machine, and the compiler that built the probe."""
     compiler = subprocess.run(
         ["g++", "-dumpfullversion"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    return {
-        "cpu": cpu.get("model name", platform.machine()),
-        "cpu_family_model_stepping": [cpu.get(k) for k in ("cpu family", "model", "stepping")],
-        "cache": cpu.get("cache size"),
-        "cores": sum(
-            1 for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")
-        ),
-        "isa": [f for f in wanted if f in flags],
-        "virtual": "hypervisor" in flags,
-        "memory_gb": round(int(memory) / 1e6, 1),
-        "kernel": platform.release(),
-        "compiler": f"g++ {compiler}",
-        "python": platform.python_version(),
-    }
+    return {**machine.facts(), "compiler": f"g++ {compiler}"}

@@ -1,13 +1,14 @@
 """Where results go: JSON files beside the harness, and tables between markers in the documents."""
 
 import json
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from galley.bench.machine import commit
 
 __all__ = ["commit", "markdown_table", "replace_between", "save"]
 
@@ -48,29 +49,11 @@ def replace_between(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{opening}\n{text.strip()}\n{closing}{after}", encoding="utf-8")
 
 
-def commit() -> str:
-    """The commit measured, with ``+`` when tracked files differ from it; ``unknown`` outside a checkout."""
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changed else "")
-
-
 def save(kind: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write ``<folder>/<kind>-<UTC date and time>.json`` and return its path."""
     stamp = datetime.now(UTC)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{kind}-{stamp:%Y%m%d-%H%M%S}.json"
-    whole = {"kind": kind, "taken": stamp.isoformat(timespec="seconds"), "commit": commit(), **result}
+    whole = {"kind": kind, "taken": stamp.isoformat(timespec="seconds"), "commit": commit(ROOT), **result}
     path.write_text(json.dumps(msgspec.to_builtins(whole), indent=1) + "\n", encoding="utf-8")
     return path

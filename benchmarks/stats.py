@@ -6,29 +6,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from galley.bench.stats import Spread, spread
+
 __all__ = ["Distance", "DistanceSums", "Spread", "spread"]
-
-
-class Spread(msgspec.Struct, frozen=True):
-    """Median and quartiles of some samples."""
-
-    median: float
-    low: float
-    """First quartile."""
-    high: float
-    """Third quartile."""
-    count: int
-
-
-def spread(samples: Sequence[float]) -> Spread:
-    """Median and quartiles (linear interpolation). Raises ValueError for no samples or a non-finite one."""
-    if not samples:
-        raise ValueError("no samples")
-    values = np.asarray(samples, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError(f"a sample is not finite: {list(samples)}")
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return Spread(median=float(median), low=float(low), high=float(high), count=len(samples))
 
 
 class Distance(msgspec.Struct, frozen=True):

@@ -1,140 +1,202 @@
-// Paged attention for one kv head: any number of query rows against a block table, flash-style over spans of kSpan
-// positions. Span borders lie at absolute positions and every row walks positions in ascending order, so a row's
-// result does not depend on its neighbours or on how the prompt was cut into chunks.
+// Paged attention for one kv head and one span of positions, any number of query rows. Every row takes its positions in
+// ascending order, and spans are joined in ascending order by `join`, so a row's result does not depend on its neighbours,
+// on how the prompt was cut into chunks, or on which thread computed which span.
 #pragma once
 
 namespace GALLEY_NS {
 
-static void write_kv(uint16_t* page, int slot, const float* k, const float* v, int head_dim) {
-    uint16_t* kp = page + slot;                       // K: [head_dim][16]
-    uint16_t* vp = page + (size_t)head_dim * kPage + (size_t)slot * head_dim;  // V: [16][head_dim]
-    for (int i = 0; i < head_dim; i += 16) {
-        uint16_t h[16];
-        store_f16(h, load(k + i));
-        for (int j = 0; j < 16; j++) kp[(size_t)(i + j) * kPage] = h[j];
-        store_f16(vp + i, load(v + i));
+template <Kv T>
+struct Page {  // where things lie in a page
+    const uint8_t* at;
+    int head_dim;
+    vf keys(int d) const {
+        if constexpr (T == Kv::f16) return load_f16((const uint16_t*)at + d * kPage);
+        else return load_i8((const int8_t*)at + d * kPage);
+    }
+    vf values(int slot, int d) const {
+        if constexpr (T == Kv::f16) return load_f16((const uint16_t*)at + (size_t)(kPage + slot) * head_dim + d);
+        else return load_i8((const int8_t*)at + (size_t)kPage * head_dim + (size_t)slot * head_dim + d);
+    }
+    static size_t value_row(int d) { return (size_t)d * (T == Kv::f16 ? 2 : 1); }  // bytes of d values
+    size_t value_offset(int d) const { return value_row(kPage * head_dim + d); }
+    const float* key_scales() const { return (const float*)(at + (size_t)2 * kPage * head_dim); }
+    const float* value_scales() const { return key_scales() + kPage; }
+};
+
+static void write_kv(Kv type, uint8_t* page, int slot, const float* k, const float* v, int head_dim) {
+    if (type == Kv::f16) {
+        uint16_t* kp = (uint16_t*)page + slot;
+        uint16_t* vp = (uint16_t*)page + (size_t)head_dim * kPage + (size_t)slot * head_dim;
+        for (int i = 0; i < head_dim; i += 16) {
+            uint16_t h[16];
+            store_f16(h, load(k + i));
+            for (int j = 0; j < 16; j++) kp[(size_t)(i + j) * kPage] = h[j];
+            store_f16(vp + i, load(v + i));
+        }
+        return;
+    }
+    float* scales = (float*)(page + (size_t)2 * kPage * head_dim);
+    for (int part = 0; part < 2; part++) {
+        const float* x = part ? v : k;
+        vf m = zero();
+        for (int i = 0; i < head_dim; i += 16) m = vmax(m, vabs(load(x + i)));
+        const float top = hmax(m), inv = top > 1e-30f ? 127.0f / top : 0.0f;
+        scales[part * kPage + slot] = top > 1e-30f ? top / 127.0f : 0.0f;
+        int8_t* out = (int8_t*)page + (part ? (size_t)(kPage + slot) * head_dim : (size_t)slot);
+        for (int i = 0; i < head_dim; i += 16) {
+            alignas(16) int8_t q[16];
+            store_i8(q, mul(load(x + i), set1(inv)));
+            if (part) std::memcpy(out + i, q, 16);
+            else for (int j = 0; j < 16; j++) out[(size_t)(i + j) * kPage] = q[j];
+        }
     }
 }
 
-// scores[r][0..31] = q_r . K of two pages
-template <int R>
-static void score_pages(const float* q, int head_dim, const uint16_t* k0, const uint16_t* k1, float* scores) {
-    vf a[R][2];
-    for (int r = 0; r < R; r++) a[r][0] = a[r][1] = zero();
+// scores[r][0 .. 16 P - 1] = q_r . K of P pages. Pages of a head lie far apart in the arena, where no hardware prefetcher
+// finds the next: with AHEAD those of the next call are asked for meanwhile.
+template <int R, int P, Kv T, bool AHEAD>
+static void score_pages(const float* q, const Page<T> pages[P], const Page<T> ahead[P], float* scores) {
+    constexpr int line = T == Kv::f16 ? 2 : 4;  // dimensions in a cache line
+    const int head_dim = pages[0].head_dim;
+    vf a[R][P];
+    for (int r = 0; r < R; r++)
+        for (int p = 0; p < P; p++) a[r][p] = zero();
     for (int d = 0; d < head_dim; d++) {
-        const vf w0 = load_f16(k0 + d * kPage), w1 = load_f16(k1 + d * kPage);
+        if (AHEAD && d % line == 0)
+            for (int p = 0; p < P; p++) __builtin_prefetch(ahead[p].at + d / line * 64);
+        vf w[P];
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) w[p] = pages[p].keys(d);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
             const vf x = set1(q[r * head_dim + d]);
-            a[r][0] = fma(x, w0, a[r][0]);
-            a[r][1] = fma(x, w1, a[r][1]);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) a[r][p] = fma(x, w[p], a[r][p]);
         }
     }
-    for (int r = 0; r < R; r++) store(scores + r * kSpan, a[r][0]), store(scores + r * kSpan + 16, a[r][1]);
+    for (int p = 0; p < P; p++) {
+        const vf scale = T == Kv::int8 ? load(pages[p].key_scales()) : zero();
+        for (int r = 0; r < R; r++) store(scores + r * kSpan + 16 * p, T == Kv::int8 ? mul(a[r][p], scale) : a[r][p]);
+    }
 }
 
-// acc[r][64] += sum over n positions of p[r][j] * V[j][64]
-template <int R, int W>
-static void weigh_values(const float* p, const Attend& a, int first, int n, int d0, float* acc) {
+// acc[r][16 W] += sum over the span's positions of p[r][j] * V[j][16 W], from column d0 on
+template <int R, int W, Kv T, bool AHEAD>
+static void weigh_values(const float* p, const Span& a, int d0, float* acc, int ld) {
     vf s[R][W];
     for (int r = 0; r < R; r++)
-        for (int w = 0; w < W; w++) s[r][w] = load(acc + r * a.head_dim + d0 + 16 * w);
-    for (int j = 0; j < n; j++) {
-        const int at = first + j;
-        const uint16_t* v = a.kv + (size_t)a.blocks[at / kPage] * a.page_stride + (size_t)a.head_dim * kPage +
-                            (size_t)(at % kPage) * a.head_dim + d0;
-        vf x[W];
+        for (int w = 0; w < W; w++) s[r][w] = zero();
+    for (int j0 = 0; j0 < a.positions; j0 += kPage) {
+        const Page<T> page{a.kv + (size_t)a.blocks[j0 / kPage] * a.stride, a.head_dim};
+        const int n = a.positions - j0 < kPage ? a.positions - j0 : kPage;
+        const int following = j0 + kPage < a.positions ? j0 / kPage + 1 : j0 / kPage;
+        const uint8_t* ahead = a.kv + (size_t)a.blocks[following] * a.stride + page.value_offset(d0);
+        for (int j = 0; j < n; j++) {
+            if (AHEAD)
+                for (int b = 0; b < (int)page.value_row(16 * W); b += 64) __builtin_prefetch(ahead + j * page.value_row(a.head_dim) + b);
+            vf x[W];
 #pragma GCC unroll 4
-        for (int w = 0; w < W; w++) x[w] = load_f16(v + 16 * w);
+            for (int w = 0; w < W; w++) x[w] = page.values(j, d0 + 16 * w);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-            const vf k = set1(p[r * kSpan + j]);
+            for (int r = 0; r < R; r++) {
+                const vf k = set1(p[r * kSpan + j0 + j]);
 #pragma GCC unroll 4
-            for (int w = 0; w < W; w++) s[r][w] = fma(k, x[w], s[r][w]);
+                for (int w = 0; w < W; w++) s[r][w] = fma(k, x[w], s[r][w]);
+            }
         }
     }
     for (int r = 0; r < R; r++)
-        for (int w = 0; w < W; w++) store(acc + r * a.head_dim + d0 + 16 * w, s[r][w]);
+        for (int w = 0; w < W; w++) store(acc + r * ld + d0 + 16 * w, s[r][w]);
 }
 
-template <int R>
-static void attend_rows(const Attend& a, int r0) {
-    const int hd = a.head_dim;
-    const float* q = a.q + (size_t)r0 * hd;
-    float* scores = a.scratch;              // [R][kSpan]
-    float* acc = scores + R * kSpan;        // [R][head_dim]
-    float top[R], total[R];
-    int limit[R], last = 0;
-    for (int r = 0; r < R; r++) {
-        limit[r] = a.first + (r0 + r) / a.group;
-        last = limit[r] > last ? limit[r] : last;
-        top[r] = -INFINITY, total[r] = 0.0f;
-    }
-    std::memset(acc, 0, sizeof(float) * R * hd);
-    for (int s0 = 0; s0 < last; s0 += kSpan) {
-        const int n = last - s0 < kSpan ? last - s0 : kSpan;
-        for (int j = 0; j < n; j += 2 * kPage) {
-            const int b = (s0 + j) / kPage;
-            const uint16_t* k0 = a.kv + (size_t)a.blocks[b] * a.page_stride;
-            // An odd last page is read twice; its second copy is masked below.
-            const uint16_t* k1 = j + kPage < n ? a.kv + (size_t)a.blocks[b + 1] * a.page_stride : k0;
-            score_pages<R>(q, hd, k0, k1, scores + j);
+template <int R, Kv T, bool AHEAD>
+static void attend_rows(const Span& a, int r0) {
+    const int hd = a.head_dim, n = a.positions, ld = part_floats(hd);
+    float* scores = a.scratch;  // [R][kSpan]
+    float* parts = a.parts + (size_t)r0 * ld;
+    constexpr int P = 4 * R <= kScores ? 4 : 2;  // pages at once: few rows leave registers for more
+    const auto page = [&](int at) -> Page<T> { return {a.kv + (size_t)a.blocks[at / kPage] * a.stride, hd}; };
+    for (int j = 0; j < n; j += P * kPage) {
+        Page<T> pages[P], ahead[P];
+        for (int p = 0; p < P; p++) {
+            // Past the last page it is read again; the copies are masked below.
+            pages[p] = page(std::min(j + p * kPage, n - 1));
+            if (AHEAD) ahead[p] = page(std::min(j + (P + p) * kPage, n - 1));
         }
-        for (int r = 0; r < R; r++) {
-            const int seen = limit[r] - s0;  // visible positions of this span (may be <= 0 or > n)
-            float* row = scores + r * kSpan;
-            const int padded = (n + kPage - 1) / kPage * kPage;
-            vf m = set1(-INFINITY);
-            for (int j = 0; j < padded; j += 16) {
-                const vf v = keep_first(load(row + j), seen - j, -INFINITY);
-                store(row + j, v);
-                m = vmax(m, v);
-            }
-            const float highest = hmax(m);
-            if (!(highest > -INFINITY)) {  // nothing visible here: contributes exact zeros
-                std::memset(row, 0, sizeof(float) * padded);
-                continue;
-            }
-            const float now = highest > top[r] ? highest : top[r];
-            const float scale = top[r] > -INFINITY ? std::exp(top[r] - now) : 0.0f;
-            top[r] = now;
-            vf sum = zero();
-            const vf base = set1(now);
-            for (int j = 0; j < padded; j += 16) {
-                const vf e = vexp(sub(load(row + j), base));  // exp(-inf) is 0
+        score_pages<R, P, T, AHEAD>(a.q + (size_t)r0 * hd, pages, ahead, scores + j);
+    }
+    const int padded = (n + kPage - 1) / kPage * kPage;
+    for (int r = 0; r < R; r++) {
+        const int seen = a.visible[r0 + r] < n ? a.visible[r0 + r] : n;
+        float* row = scores + r * kSpan;
+        vf m = set1(-INFINITY);
+        for (int j = 0; j < padded; j += 16) {
+            const vf v = keep_first(load(row + j), seen - j, -INFINITY);
+            store(row + j, v);
+            m = vmax(m, v);
+        }
+        const float top = hmax(m);
+        parts[r * ld + hd] = top;
+        if (!(top > -INFINITY)) {  // nothing visible here: contributes exact zeros
+            std::memset(row, 0, sizeof(float) * padded);
+            parts[r * ld + hd + 1] = 0.0f;
+            continue;
+        }
+        vf sum = zero();
+        const vf base = set1(top);
+        for (int j = 0; j < padded; j += 16) {
+            const vf e = vexp(sub(load(row + j), base));  // exp(-inf) is 0
+            sum = add(sum, e);
+            if constexpr (T == Kv::int8) {
+                const Page<T> page{a.kv + (size_t)a.blocks[j / kPage] * a.stride, hd};
+                store(row + j, mul(e, load(page.value_scales())));
+            } else {
                 store(row + j, e);
-                sum = add(sum, e);
-            }
-            total[r] = total[r] * scale + hsum(sum);
-            if (scale != 1.0f) {
-                const vf k = set1(scale);
-                for (int d = 0; d < hd; d += 16) store(acc + r * hd + d, mul(load(acc + r * hd + d), k));
             }
         }
-        int d = 0;
-        for (; d + 64 <= hd; d += 64) weigh_values<R, 4>(scores, a, s0, n, d, acc);
-        for (; d < hd; d += 16) weigh_values<R, 1>(scores, a, s0, n, d, acc);
+        parts[r * ld + hd + 1] = hsum(sum);
     }
-    for (int r = 0; r < R; r++) {
-        const int at = r0 + r;
-        float* out = a.out + (size_t)(at / a.group) * a.out_token + (size_t)(at % a.group) * a.out_head;
-        const vf k = set1(1.0f / total[r]);
-        for (int d = 0; d < hd; d += 16) store(out + d, mul(load(acc + r * hd + d), k));
-    }
+    int d = 0;
+    for (; d + 64 <= hd; d += 64) weigh_values<R, 4, T, AHEAD>(scores, a, d, parts, ld);
+    for (; d < hd; d += 16) weigh_values<R, 1, T, AHEAD>(scores, a, d, parts, ld);
 }
 
-static void attend(const Attend& a) {
+template <Kv T, bool AHEAD>
+static void attend_span(const Span& a) {
     const Tiles tiles(a.rows, kQueryRows);
     for (int i = 0; i < tiles.count; i++) {
         switch (tiles.size(i)) {
-            case 1: attend_rows<1>(a, tiles.start(i)); break;
-            case 2: attend_rows<2>(a, tiles.start(i)); break;
+            case 1: attend_rows<1, T, AHEAD>(a, tiles.start(i)); break;
+            case 2: attend_rows<2, T, AHEAD>(a, tiles.start(i)); break;
 #define GALLEY_TILE(R) \
-    case R: if constexpr (kQueryRows >= R) attend_rows<R>(a, tiles.start(i)); break;
+    case R: if constexpr (kQueryRows >= R) attend_rows<R, T, AHEAD>(a, tiles.start(i)); break;
             GALLEY_TILE(3) GALLEY_TILE(4) GALLEY_TILE(5) GALLEY_TILE(6)
 #undef GALLEY_TILE
         }
     }
+}
+
+static void attend(const Span& a) {
+    const bool once = a.rows <= kQueryRows;  // several tiles find the pages in the cache after the first
+    if (a.type == Kv::f16) once ? attend_span<Kv::f16, true>(a) : attend_span<Kv::f16, false>(a);
+    else once ? attend_span<Kv::int8, true>(a) : attend_span<Kv::int8, false>(a);
+}
+
+// The usual joining of two softmaxes (Milakov and Gimelshein, 2018).
+static void join(float* state, const float* part, int head_dim) {
+    const float m0 = state[head_dim], m1 = part[head_dim];
+    if (!(m1 > -INFINITY)) return;
+    const float top = m1 > m0 ? m1 : m0;
+    const float k0 = m0 > -INFINITY ? std::exp(m0 - top) : 0.0f, k1 = std::exp(m1 - top);
+    for (int d = 0; d < head_dim; d += 16)
+        store(state + d, fma(load(part + d), set1(k1), mul(load(state + d), set1(k0))));
+    state[head_dim] = top;
+    state[head_dim + 1] = part[head_dim + 1] * k1 + state[head_dim + 1] * k0;
+}
+
+static void finish(const float* state, int head_dim, float* out) {
+    const vf k = set1(1.0f / state[head_dim + 1]);
+    for (int d = 0; d < head_dim; d += 16) store(out + d, mul(load(state + d), k));
 }
 
 }  // namespace GALLEY_NS

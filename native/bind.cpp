@@ -19,7 +19,7 @@ using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 // The packed model and what it borrows: the embedding rows stay in the file's mapping.
 class Bound {
    public:
-    Bound(nb::dict shape, nb::dict tensors, const std::string& isa, int threads, int blocks) {
+    Bound(nb::dict shape, nb::dict tensors, const std::string& isa, int threads, int blocks, const std::string& kv) {
         Shape s;
         const auto number = [&](const char* k) { return nb::cast<int>(shape[k]); };
         s.layers = number("layers"), s.hidden = number("hidden"), s.ffn = number("ffn"), s.heads = number("heads");
@@ -45,10 +45,11 @@ class Bound {
         }
         const Kernels* k = isa_find(isa);
         if (!k) throw std::invalid_argument("unknown instruction set " + isa);
+        if (kv != "f16" && kv != "int8") throw std::invalid_argument("unknown KV type " + kv);
         const nb::tuple e = nb::cast<nb::tuple>(tensors["token_embd.weight"]);
         embedding_ = e[3];
         nb::gil_scoped_release release;
-        model_ = std::make_unique<Model>(s, map, *k, threads, blocks);
+        model_ = std::make_unique<Model>(s, map, *k, threads, blocks, kv == "f16" ? Kv::f16 : Kv::int8);
     }
 
     Model& model() {
@@ -118,7 +119,7 @@ class Bound {
     nb::object embedding_;
 };
 
-// One row drawn from logits the caller brings: lets tests compare sampling alone with the reference.
+// Rows of a quantised tensor as float32, for tests against the oracle.
 void dequantise(int type, Array<uint8_t> raw, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
     if (!type_known(type)) throw std::invalid_argument("unknown type");
     const int cols = (int)out.shape(1);
@@ -141,8 +142,8 @@ NB_MODULE(_native, m) {
           "Nanoseconds from one core to another and back.");
     m.def("dequantise", &dequantise, nb::arg("type"), nb::arg("raw"), nb::arg("out"));
     nb::class_<Bound>(m, "Model")
-        .def(nb::init<nb::dict, nb::dict, const std::string&, int, int>(), nb::arg("shape"), nb::arg("tensors"),
-             nb::arg("isa"), nb::arg("threads"), nb::arg("blocks"))
+        .def(nb::init<nb::dict, nb::dict, const std::string&, int, int, const std::string&>(), nb::arg("shape"),
+             nb::arg("tensors"), nb::arg("isa"), nb::arg("threads"), nb::arg("blocks"), nb::arg("kv"))
         .def("step", &Bound::step)
         .def("sample", &Bound::sample)
         .def("logits", &Bound::logits)

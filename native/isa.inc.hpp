@@ -13,5 +13,5 @@
 namespace GALLEY_NS {
 extern const Kernels table;
 const Kernels table = {GALLEY_NAME, kMaxTile, linear, quantise, rms_norm, silu_mul, rope, write_kv,
-                       attend, argmax, log_sum_exp, draw};
+                       attend, join, finish, argmax, log_sum_exp, draw};
 }  // namespace GALLEY_NS

@@ -27,18 +27,27 @@ struct Matrix {
     bool quantised() const { return layout < Layout::f16; }
 };
 
-// Activations of T tokens. Quantised form: int8 with one scale per half group (16 columns), tokens in tiles so that a
-// micro-kernel walks them sequentially: q[tile][group][token][32]; s, sum and ssum[tile][group][half][token]. s is the
-// scale, sum the int32 sum of the 16 values, ssum = s * sum (for weights with a minimum). Columns are padded with zeros
-// to a multiple of 64. One scale per 16 rather than 32 values halves the divergence from float32 (docs/ACCURACY.md).
+// 32 activations of one token as int8, with one scale per half (16 columns), and beside them what a kernel needs to turn
+// its integer sums into floats, so that it only loads it: one cache line. One scale per 16 rather than 32 values halves
+// the divergence from float32 (docs/ACCURACY.md).
+struct alignas(64) Piece {
+    int8_t q[32];
+    float low, high;      // scales of columns 0..15 and 16..31
+    float high_nibble;    // the second over what the kernels multiply high nibbles by
+    float sum;            // of the 32 values, for weights with a minimum
+    int32_t bias4[2];     // what the sums with unsigned q4 weights start from: -8 times the sum of each half (and times
+                          // the factor of high nibbles)
+    int32_t bias8[2];     // the same for int8 weights, whose offset depends on the instruction set
+};
+static_assert(sizeof(Piece) == 64);
+
+// Activations of T tokens. Quantised form: pieces in tiles so that a micro-kernel walks them in order,
+// [tile][group][token]; columns are padded with zeros to a multiple of 64.
 struct Acts {
     int tokens = 0, cols = 0, groups = 0;  // groups is even
     const float* x = nullptr;              // [tokens][ldx], always there
     size_t ldx = 0;
-    int8_t* q = nullptr;
-    float* s = nullptr;
-    int32_t* sum = nullptr;
-    float* ssum = nullptr;
+    Piece* pieces = nullptr;
 };
 
 // Tokens are cut into ceil(T / limit) tiles whose sizes differ by at most one.
@@ -49,21 +58,32 @@ struct Tiles {
     int size(int i) const { return base + (i < extra); }
 };
 
-// One query tile of one kv head against one sequence's pages.
-struct Attend {
-    const float* q;          // [rows][head_dim], scaled and rotated; rows = tokens x group heads
-    int rows, group;         // rows of token i are i*group .. i*group + group - 1
-    int head_dim;
-    int first;               // positions visible to token 0 (token i sees first + i)
-    const uint16_t* kv;      // arena of this layer and head: page b at kv + b * page_stride
-    size_t page_stride;      // in uint16 units, between blocks
-    const int32_t* blocks;
-    float* out;              // row r at out + out_offset(r): token stride and head stride below
-    size_t out_token, out_head;
-    float* scratch;          // attend_scratch() floats
+// How keys and values are stored. A page holds kPage tokens of one kv head: f16 K as [head_dim][16] and V as
+// [16][head_dim]; or the same in int8, then float scales of K [16] and of V [16], one a token.
+enum class Kv : int { f16, int8 };
+constexpr int kPage = 16;   // tokens in a page
+constexpr int kSpan = 256;  // positions whose softmax is taken together; spans are joined in order. Fixed, at absolute
+                            // positions: so the result is the same whoever computes the spans, and with whom
+inline size_t page_bytes(Kv type, int head_dim) {
+    return type == Kv::f16 ? (size_t)kPage * head_dim * 4 : (size_t)kPage * head_dim * 2 + kPage * 2 * sizeof(float);
+}
+
+// A span's part of the attention of one row: floats acc[head_dim], then the highest score and the sum of exponentials.
+inline int part_floats(int head_dim) { return head_dim + 16; }
+
+// Query rows of one kv head against one span of positions.
+struct Span {
+    const float* q;          // [rows][head_dim], rotated and scaled
+    int rows, head_dim;
+    Kv type;
+    const uint8_t* kv;       // arena of this layer and head: page of block b at kv + b * stride
+    size_t stride;
+    const int32_t* blocks;   // of this span
+    int positions;           // of this span that are there, at most kSpan
+    const int* visible;      // [rows] how many of them the row sees; may be <= 0 or above `positions`
+    float* parts;            // [rows][part_floats]
+    float* scratch;          // span_scratch() floats
 };
-constexpr int kPage = 16;    // tokens in a KV page: K as [head_dim][16], V as [16][head_dim], f16
-constexpr int kSpan = 512;   // positions handled between two softmax rescalings; a fixed size keeps rows batch-invariant
 
 struct Draw {
     float temperature, top_p, min_p, repetition, frequency, presence;
@@ -78,16 +98,20 @@ struct Draw {
 struct Kernels {
     const char* name;
     int max_tile;
-    // Rows 32*pair .. +31 of W times every token of X into out[tokens][32].
-    void (*linear)(const Matrix& w, const Acts& x, int pair, float* out);
+    // Rows 32*pair .. +31 of W times the tokens of tiles [tile0, tile1) of X, to (or added to) out[token * ldo + 0..31].
+    void (*linear)(const Matrix& w, const Acts& x, int pair, int tile0, int tile1, float* out, size_t ldo, bool add);
     // Quantises tokens [t0, t1) of x into tile order.
     void (*quantise)(const Acts& x, int t0, int t1);
     void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
     void (*silu_mul)(const float* gate, const float* up, int n, float* out);
     // Rotates one head in place: c, s are cos and sin of the rope_dim/2 angles.
     void (*rope)(float* head, const float* c, const float* s, int rope_dim, bool interleaved);
-    void (*write_kv)(uint16_t* page, int slot, const float* k, const float* v, int head_dim);
-    void (*attend)(const Attend& a);
+    void (*write_kv)(Kv type, uint8_t* page, int slot, const float* k, const float* v, int head_dim);
+    void (*attend)(const Span& a);
+    // state = state joined with the part of the next span; state and part may be any parts of the same row.
+    void (*join)(float* state, const float* part, int head_dim);
+    // out[head_dim] = acc / sum.
+    void (*finish)(const float* state, int head_dim, float* out);
     // Highest logit, lowest id on ties.
     int (*argmax)(const float* x, int n);
     // log(sum(exp(x))) and how many entries beat x[id] (ties: lower ids).
@@ -95,7 +119,7 @@ struct Kernels {
     int (*draw)(const float* logits, int n, const Draw& d, float* scratch);
 };
 
-size_t attend_scratch(int rows, int head_dim);
+constexpr size_t span_scratch() { return 8 * kSpan; }  // scores of one query tile
 
 namespace avx512vnni { extern const Kernels table; }
 namespace avx2 { extern const Kernels table; }

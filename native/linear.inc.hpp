@@ -5,109 +5,113 @@
 namespace GALLEY_NS {
 
 inline constexpr int kRecord4 = 1024, kRecord8 = 2048;
-inline constexpr int kAhead = 2304;  // bytes: covers memory latency once a record takes more than a hundred cycles
+inline constexpr int kAhead = 4608;  // bytes: covers memory latency once a record takes more than a hundred cycles
 
-// Adds one half group: acc += dot * (d * s), and m * ssum where the weights have a minimum.
-template <int M, bool MIN>
-static inline void add_half(vf acc[M][2], const vi dot[M][2], const vf d[2], const vf m[2], const float* xs, const float* xss) {
+// Adds one half group: acc += dot * (d * s).
+template <int M>
+static inline void add_half(vf acc[M][2], const vi dot[M][2], const vf d[2], const Piece* x, float Piece::*scale) {
 #pragma GCC unroll 6
     for (int t = 0; t < M; t++) {
-        const vf s = set1(xs[t]);
+        const vf s = set1(x[t].*scale);
         acc[t][0] = fma(to_float(dot[t][0]), mul(d[0], s), acc[t][0]);
         acc[t][1] = fma(to_float(dot[t][1]), mul(d[1], s), acc[t][1]);
     }
-    if constexpr (MIN) {
+}
+
+template <int M>
+static inline void add_minimum(vf acc[M][2], const uint16_t* m, const Piece* x) {
+    const vf m0 = load_f16(m), m1 = load_f16(m + 16);
 #pragma GCC unroll 6
-        for (int t = 0; t < M; t++) {
-            const vf s = set1(xss[t]);
-            acc[t][0] = fma(m[0], s, acc[t][0]);
-            acc[t][1] = fma(m[1], s, acc[t][1]);
-        }
+    for (int t = 0; t < M; t++) {
+        const vf s = set1(x[t].sum);
+        acc[t][0] = fma(m0, s, acc[t][0]);
+        acc[t][1] = fma(m1, s, acc[t][1]);
+    }
+}
+
+template <int M>
+static inline void put(const vf acc[M][2], float* out, size_t ldo, bool sum) {
+    for (int t = 0; t < M; t++) {
+        float* o = out + t * ldo;
+        store(o, sum ? add(load(o), acc[t][0]) : acc[t][0]);
+        store(o + 16, sum ? add(load(o + 16), acc[t][1]) : acc[t][1]);
     }
 }
 
 template <int M, bool MIN>
-static void tile_q4(const uint8_t* w, int supers, const int8_t* xq, const float* xs, const int32_t* xsum, const float* xss,
-                    float* out) {
+static void tile_q4(const uint8_t* w, int supers, const Piece* x, float* out, size_t ldo, bool sum) {
     vf acc[M][2];
     for (int t = 0; t < M; t++) acc[t][0] = acc[t][1] = zero();
     constexpr size_t bytes = kRecord4 + (MIN ? 256 : 128);
     for (int b = 0; b < supers; b++, w += bytes) {
         const uint16_t* scales = (const uint16_t*)(w + kRecord4);
 #pragma GCC unroll 2
-        for (int g = 0; g < 2; g++) {
+        for (int g = 0; g < 2; g++, x += M) {
             const uint8_t* wg = w + g * 512;
             for (int c = 0; c < 512; c += 64) __builtin_prefetch(wg + c + kAhead);
             const vf d[2] = {load_f16(scales + g * 32), load_f16(scales + g * 32 + 16)};
-            vf m[2] = {d[0], d[1]};
-            if constexpr (MIN) m[0] = load_f16(scales + 64 + g * 32), m[1] = load_f16(scales + 64 + g * 32 + 16);
             // low nibbles are columns 0..15, high nibbles 16..31: each half has an activation scale of its own
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
                 vi dot[M][2];
-                for (int t = 0; t < M; t++) dot[t][0] = dot[t][1] = iset1(MIN ? 0 : -8 * xsum[t]);
+                for (int t = 0; t < M; t++) dot[t][0] = dot[t][1] = iset1(MIN ? 0 : x[t].bias4[h]);
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++) {
                     const vb r0 = load_bytes(wg + 64 * i), r1 = load_bytes(wg + 256 + 64 * i);
                     const vb w0 = h ? high_nibbles(r0) : low_nibbles(r0), w1 = h ? high_nibbles(r1) : low_nibbles(r1);
 #pragma GCC unroll 6
                     for (int t = 0; t < M; t++) {
-                        const quad x = load_quad(xq + t * 32 + 16 * h + 4 * i);
-                        dot[t][0] = dot4(dot[t][0], w0, x);
-                        dot[t][1] = dot4(dot[t][1], w1, x);
+                        const quad v = load_quad(x[t].q + 16 * h + 4 * i);
+                        dot[t][0] = dot4(dot[t][0], w0, v);
+                        dot[t][1] = dot4(dot[t][1], w1, v);
                     }
                 }
-                add_half<M, MIN>(acc, dot, d, m, xs, xss);
-                xs += M, xsum += M, xss += M;
+                add_half<M>(acc, dot, d, x, h ? &Piece::high_nibble : &Piece::low);
             }
-            xq += M * 32;
+            if constexpr (MIN) add_minimum<M>(acc, scales + 64 + g * 32, x);
         }
     }
-    for (int t = 0; t < M; t++) store(out + t * kPair, acc[t][0]), store(out + t * kPair + 16, acc[t][1]);
+    put<M>(acc, out, ldo, sum);
 }
 
 // HALVES: the weights too have a scale for columns 0..15 and one for 16..31.
 template <int M, bool MIN, bool HALVES>
-static void tile_q8(const uint8_t* w, int supers, const int8_t* xq, const float* xs, const int32_t* xsum, const float* xss,
-                    float* out) {
+static void tile_q8(const uint8_t* w, int supers, const Piece* x, float* out, size_t ldo, bool sum) {
     vf acc[M][2];
     for (int t = 0; t < M; t++) acc[t][0] = acc[t][1] = zero();
     constexpr size_t bytes = kRecord8 + (MIN || HALVES ? 256 : 128);
     for (int b = 0; b < supers; b++, w += bytes) {
         const uint16_t* scales = (const uint16_t*)(w + kRecord8);
 #pragma GCC unroll 2
-        for (int g = 0; g < 2; g++) {
+        for (int g = 0; g < 2; g++, x += M) {
             const uint8_t* wg = w + g * 1024;
             for (int c = 0; c < 1024; c += 64) __builtin_prefetch(wg + c + kAhead);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
-                const uint16_t* at = HALVES ? scales + g * 64 + h * 16 : scales + g * 32;
-                const vf d[2] = {load_f16(at), load_f16(at + (HALVES ? 32 : 16))};
-                vf m[2] = {d[0], d[1]};
-                if constexpr (MIN) m[0] = load_f16(scales + 64 + g * 32), m[1] = load_f16(scales + 64 + g * 32 + 16);
                 vi dot[M][2];
-                for (int t = 0; t < M; t++) dot[t][0] = dot[t][1] = iset1(-kBias8 * xsum[t]);
+                for (int t = 0; t < M; t++) dot[t][0] = dot[t][1] = iset1(kBias8 ? x[t].bias8[h] : 0);
 #pragma GCC unroll 4
                 for (int i = 4 * h; i < 4 * h + 4; i++) {
                     const vb w0 = prepare8(load_bytes(wg + 64 * i)), w1 = prepare8(load_bytes(wg + 512 + 64 * i));
 #pragma GCC unroll 6
                     for (int t = 0; t < M; t++) {
-                        const quad x = load_quad(xq + t * 32 + 4 * i);
-                        dot[t][0] = dot8(dot[t][0], w0, x);
-                        dot[t][1] = dot8(dot[t][1], w1, x);
+                        const quad v = load_quad(x[t].q + 4 * i);
+                        dot[t][0] = dot8(dot[t][0], w0, v);
+                        dot[t][1] = dot8(dot[t][1], w1, v);
                     }
                 }
-                add_half<M, MIN>(acc, dot, d, m, xs, xss);
-                xs += M, xsum += M, xss += M;
+                const uint16_t* at = HALVES ? scales + g * 64 + h * 16 : scales + g * 32;
+                const vf d[2] = {load_f16(at), load_f16(at + (HALVES ? 32 : 16))};
+                add_half<M>(acc, dot, d, x, h ? &Piece::high : &Piece::low);
             }
-            xq += M * 32;
+            if constexpr (MIN) add_minimum<M>(acc, scales + 64 + g * 32, x);
         }
     }
-    for (int t = 0; t < M; t++) store(out + t * kPair, acc[t][0]), store(out + t * kPair + 16, acc[t][1]);
+    put<M>(acc, out, ldo, sum);
 }
 
 template <int M, Layout L>
-static void tile_float(const uint8_t* w, int cols, const float* x, size_t ldx, float* out) {
+static void tile_float(const uint8_t* w, int cols, const float* x, size_t ldx, float* out, size_t ldo, bool sum) {
     vf acc[M][2];
     for (int t = 0; t < M; t++) acc[t][0] = acc[t][1] = zero();
     for (int k = 0; k < cols; k++) {
@@ -126,38 +130,36 @@ static void tile_float(const uint8_t* w, int cols, const float* x, size_t ldx, f
             acc[t][1] = fma(w1, v, acc[t][1]);
         }
     }
-    for (int t = 0; t < M; t++) store(out + t * kPair, acc[t][0]), store(out + t * kPair + 16, acc[t][1]);
+    put<M>(acc, out, ldo, sum);
 }
 
 template <int M>
-static void tile(const Matrix& w, const uint8_t* data, const Acts& x, int t0, float* out) {
-    const size_t g0 = (size_t)t0 * x.groups;
-    const int8_t* q = x.q + g0 * 32;
-    const float *s = x.s + 2 * g0, *ss = x.ssum + 2 * g0;
-    const int32_t* sum = x.sum + 2 * g0;
+static void tile(const Matrix& w, const uint8_t* data, const Acts& x, int t0, float* out, size_t ldo, bool sum) {
+    const Piece* p = x.pieces + (size_t)t0 * x.groups;
+    const float* f = x.x + t0 * x.ldx;
     switch (w.layout) {
-        case Layout::q4: return tile_q4<M, false>(data, w.supers, q, s, sum, ss, out);
-        case Layout::q4m: return tile_q4<M, true>(data, w.supers, q, s, sum, ss, out);
-        case Layout::q8: return tile_q8<M, false, false>(data, w.supers, q, s, sum, ss, out);
-        case Layout::q8m: return tile_q8<M, true, false>(data, w.supers, q, s, sum, ss, out);
-        case Layout::q8s16: return tile_q8<M, false, true>(data, w.supers, q, s, sum, ss, out);
-        case Layout::f16: return tile_float<M, Layout::f16>(data, w.cols, x.x + t0 * x.ldx, x.ldx, out);
-        case Layout::bf16: return tile_float<M, Layout::bf16>(data, w.cols, x.x + t0 * x.ldx, x.ldx, out);
-        case Layout::f32: return tile_float<M, Layout::f32>(data, w.cols, x.x + t0 * x.ldx, x.ldx, out);
+        case Layout::q4: return tile_q4<M, false>(data, w.supers, p, out, ldo, sum);
+        case Layout::q4m: return tile_q4<M, true>(data, w.supers, p, out, ldo, sum);
+        case Layout::q8: return tile_q8<M, false, false>(data, w.supers, p, out, ldo, sum);
+        case Layout::q8m: return tile_q8<M, true, false>(data, w.supers, p, out, ldo, sum);
+        case Layout::q8s16: return tile_q8<M, false, true>(data, w.supers, p, out, ldo, sum);
+        case Layout::f16: return tile_float<M, Layout::f16>(data, w.cols, f, x.ldx, out, ldo, sum);
+        case Layout::bf16: return tile_float<M, Layout::bf16>(data, w.cols, f, x.ldx, out, ldo, sum);
+        case Layout::f32: return tile_float<M, Layout::f32>(data, w.cols, f, x.ldx, out, ldo, sum);
     }
 }
 
-static void linear(const Matrix& w, const Acts& x, int pair, float* out) {
+static void linear(const Matrix& w, const Acts& x, int pair, int tile0, int tile1, float* out, size_t ldo, bool sum) {
     const uint8_t* data = w.data + (size_t)pair * w.pair_stride;
     const Tiles tiles(x.tokens, kMaxTile);
-    for (int i = 0; i < tiles.count; i++) {
+    for (int i = tile0; i < tile1; i++) {
         const int t0 = tiles.start(i);
-        float* o = out + (size_t)t0 * kPair;
+        float* o = out + (size_t)t0 * ldo;
         switch (tiles.size(i)) {
-            case 1: tile<1>(w, data, x, t0, o); break;
-            case 2: tile<2>(w, data, x, t0, o); break;
+            case 1: tile<1>(w, data, x, t0, o, ldo, sum); break;
+            case 2: tile<2>(w, data, x, t0, o, ldo, sum); break;
 #define GALLEY_TILE(M) \
-    case M: if constexpr (kMaxTile >= M) tile<M>(w, data, x, t0, o); break;
+    case M: if constexpr (kMaxTile >= M) tile<M>(w, data, x, t0, o, ldo, sum); break;
             GALLEY_TILE(3) GALLEY_TILE(4) GALLEY_TILE(5) GALLEY_TILE(6)
 #undef GALLEY_TILE
         }
@@ -170,25 +172,15 @@ static void quantise(const Acts& x, int t0, int t1) {
     while (i + 1 < tiles.count && tiles.start(i + 1) <= t0) i++;
     for (int t = t0; t < t1; t++) {
         while (t >= tiles.start(i) + tiles.size(i)) i++;
-        const int m = tiles.size(i), at = t - tiles.start(i);
-        const size_t base = (size_t)tiles.start(i) * x.groups;
+        const int m = tiles.size(i);
+        Piece* piece = x.pieces + (size_t)tiles.start(i) * x.groups + (t - tiles.start(i));
         const float* row = x.x + t * x.ldx;
-        for (int g = 0; g < x.groups; g++) {
-            int8_t* q = x.q + (base + (size_t)g * m + at) * 32;
-            for (int h = 0; h < 2; h++) {
-                const size_t o = 2 * base + (size_t)(2 * g + h) * m + at;
-                if (g * 32 >= x.cols) {  // cols is a multiple of 32 in every quantised format
-                    std::memset(q + 16 * h, 0, 16);
-                    x.s[o] = x.ssum[o] = 0.0f, x.sum[o] = 0;
-                    continue;
-                }
-                const vf v = load(row + g * 32 + 16 * h);
-                const float top = hmax(vabs(v));
-                // Below this there is nothing to represent, and 127/top would overflow.
-                const float inv = top > 1e-30f ? 127.0f / top : 0.0f, s = top > 1e-30f ? top / 127.0f : 0.0f;
-                const int32_t sum = store_i8(q + 16 * h, mul(v, set1(inv)));
-                x.s[o] = s, x.sum[o] = sum, x.ssum[o] = s * (float)sum;
-            }
+        int g = 0;
+        for (; (g + 2) * 32 <= x.cols; g += 2, piece += 2 * m) quantise_super(row + g * 32, piece[0], piece[m]);
+        if (g < x.groups) {  // cols is a multiple of 32 in every quantised format
+            alignas(64) float last[64] = {};
+            std::memcpy(last, row + g * 32, 32 * sizeof(float));
+            quantise_super(last, piece[0], piece[m]);
         }
     }
 }

@@ -1,4 +1,5 @@
 #include "model.hpp"
+#include "share.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -14,22 +15,11 @@ namespace galley {
 
 namespace {
 
-constexpr int kRedundant = 2;   // up to this many tokens every thread quantises for itself: cheaper than a barrier
-constexpr int kQueryTokens = 8; // tokens of one attention work item
-
-// Share `i` of `n` of `total` things, in order.
-std::pair<int, int> share(int total, int i, int n) {
-    return {(int)((int64_t)total * i / n), (int)((int64_t)total * (i + 1) / n)};
-}
-
-template <class T>
-void grow(std::vector<T>& v, size_t n) {
-    if (v.size() < n) v.resize(n);
-}
+constexpr int kRedundant = 8;   // up to this many tokens every thread norms and quantises for itself: cheaper than a barrier
+// Activations of this size stay in the second-level cache while the weights of one pair of panels after another pass.
+constexpr size_t kBlockBytes = 384 << 10;
 
 }  // namespace
-
-size_t attend_scratch(int rows, int head_dim) { return (size_t)rows * (kSpan + head_dim); }
 
 Arena::Arena(size_t bytes) : size_((bytes + (2u << 20) - 1) / (2u << 20) * (2u << 20)) {
 #if defined(__linux__)
@@ -59,16 +49,15 @@ Arena::~Arena() {
 }
 
 void Model::Buffers::fit(int tokens, int cols) {
-    const size_t groups = (size_t)(cols + kSuper - 1) / kSuper * 2;
-    grow(q, (size_t)tokens * groups * 32);
-    grow(s, tokens * groups * 2), grow(ssum, tokens * groups * 2), grow(sum, tokens * groups * 2);
+    grow(pieces, (size_t)tokens * ((cols + kSuper - 1) / kSuper * 2));
 }
 
-Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks)
-    : shape_(shape), k_(kernels), pool_(threads), blocks_(blocks), vocab_pad_((shape.vocab + 31) / 32 * 32),
+Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks, Kv kv)
+    : shape_(shape), k_(kernels), pool_(threads), blocks_(blocks), kv_type_(kv), vocab_pad_((shape.vocab + 31) / 32 * 32),
       layers_(shape.layers), own_(pool_.size()), tile_(pool_.size()), attn_scratch_(pool_.size()),
-      draw_scratch_(pool_.size()), next_(shape.layers) {
+      draw_scratch_(pool_.size()), next_(shape.layers), taken_(pool_.size()) {
     if (shape.head_dim % 16) throw std::invalid_argument("head_dim " + std::to_string(shape.head_dim) + " is not a multiple of 16");
+    if (shape.heads / shape.kv_heads > 64) throw std::invalid_argument("more than 64 query heads share a kv head");
     if (shape.hidden % 16 || shape.ffn % 16) throw std::invalid_argument("hidden and ffn sizes must be multiples of 16");
     if (blocks < 1) throw std::invalid_argument("at least one KV block is needed");
     for (int i = 0; i < shape.rope_dim / 2; i++) {
@@ -76,9 +65,9 @@ Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels,
         if (!shape.rope_factors.empty()) f /= shape.rope_factors[i];
         inv_freq_.push_back(f);
     }
+    for (auto& t : taken_) t = std::vector<std::atomic<int>>((size_t)shape.layers * kOps + 1 + 16);  // 16: a line of its own
     pack(tensors);
-    const size_t page_halves = (size_t)2 * shape.head_dim * kPage;
-    kv_ = std::make_unique<Arena>(page_halves * 2 * shape.kv_heads * shape.layers * blocks);
+    kv_ = std::make_unique<Arena>(page_bytes(kv_type_, shape.head_dim) * shape.kv_heads * shape.layers * blocks);
 }
 
 const Tensor& Model::need(const Tensors& t, const std::string& name, int rows, int cols) const {
@@ -202,9 +191,8 @@ void Model::pack(const Tensors& t) {
     });
 }
 
-uint16_t* Model::page(int layer, int block, int head) const {
-    const size_t halves = (size_t)2 * shape_.head_dim * kPage;
-    return (uint16_t*)kv_->data() + (((size_t)block * shape_.layers + layer) * shape_.kv_heads + head) * halves;
+uint8_t* Model::page(int layer, int block, int head) const {
+    return kv_->data() + (((size_t)block * shape_.layers + layer) * shape_.kv_heads + head) * page_bytes(kv_type_, shape_.head_dim);
 }
 
 void Model::check(const Step& s) const {
@@ -237,19 +225,17 @@ void Model::step(const Step& s) {
     const int widest = std::max({m.hidden, m.q_rows(), m.ffn});
     shared_.fit(s.count, widest);
     grow(shared_.x, T * m.hidden);
-    const int rows = kQueryTokens * (m.heads / m.kv_heads);
     for (int i = 0; i < pool_.size(); i++) {
         own_[i].fit(kRedundant, widest);
         grow(own_[i].x, (size_t)kRedundant * m.hidden);
         grow(tile_[i], T * kPair * 2);
-        grow(attn_scratch_[i], attend_scratch(rows, m.head_dim) + (size_t)rows * m.head_dim);
     }
-    decode_only_ = true;
-    for (int i = 0; i < s.sequences; i++) {
-        if (s.seq_start[i + 1] - s.seq_start[i] > 1) decode_only_ = false;
+    for (int i = 0; i < s.sequences; i++)
         for (int t = s.seq_start[i]; t < s.seq_start[i + 1]; t++) seq_of_[t] = i;
-    }
+    plan_attention(s);
     for (auto& n : next_) n.store(0, std::memory_order_relaxed);
+    for (auto& thread : taken_)
+        for (auto& n : thread) n.store(0, std::memory_order_relaxed);
     pool_.run([&](int thread) { forward(s, thread); });
     outputs_ = s.outputs;
 }
@@ -259,7 +245,7 @@ Acts Model::prepared(const float* x, size_t ldx, int cols, int tokens, int threa
     Acts a;
     a.tokens = tokens, a.cols = cols, a.groups = (cols + kSuper - 1) / kSuper * 2;
     a.x = x, a.ldx = ldx;
-    a.q = b.q.data(), a.s = b.s.data(), a.sum = b.sum.data(), a.ssum = b.ssum.data();
+    a.pieces = b.pieces.data();
     if (!quantise) return a;
     if (tokens <= kRedundant) {
         k_.quantise(a, 0, tokens);
@@ -285,106 +271,41 @@ Acts Model::normed(const float* x, const float* weight, int tokens, int thread, 
     return prepared(out, n, n, tokens, thread, quantise);
 }
 
-void Model::project(const std::vector<Segment>& segments, const Acts& a, float* out, size_t ldo, const float* bias, int thread) {
-    float* tile = tile_[thread].data();
-    for (const Segment& s : segments) {
-        const auto [p0, p1] = share(s.w.pairs, thread, pool_.size());
-        for (int p = p0; p < p1; p++) {
-            k_.linear(s.w, a, p, tile);
-            const int col = s.offset + p * kPair, n = std::min(kPair, s.w.rows - p * kPair);
-            for (int t = 0; t < a.tokens; t++) {
-                float* o = out + t * ldo + col;
-                const float* v = tile + (size_t)t * kPair;
-                if (bias) for (int i = 0; i < n; i++) o[i] = v[i] + bias[col + i];
-                else std::memcpy(o, v, sizeof(float) * n);
+// Calls f(pair, first tile, end tile) for every pair of panels and every block of tokens, spread over the threads. Each
+// thread walks its own contiguous part of the weights, one sequential stream, and takes from the others' when it is done:
+// a core that is slowed down for a moment does not hold up the rest.
+template <class F>
+void Model::spread(int work, int pairs, const Acts& a, bool quantised, int thread, F f) {
+    const int threads = pool_.size();
+    const Tiles tiles(a.tokens, k_.max_tile);
+    const size_t token = quantised ? (size_t)a.groups * sizeof(Piece) : (size_t)a.cols * sizeof(float);
+    const int step = std::max<int>(1, (int)(kBlockBytes / (token * k_.max_tile))), blocks = (tiles.count + step - 1) / step;
+    for (int other = 0; other < threads; other++) {
+        const int owner = (thread + other) % threads;
+        const auto [p0, p1] = share(pairs, owner, threads);
+        const int mine = p1 - p0;
+        std::atomic<int>& next = taken_[owner][work];
+        for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < mine * blocks;) {
+            const int b = i / mine;
+            f(p0 + i % mine, b * step, std::min(tiles.count, (b + 1) * step));
+        }
+    }
+}
+
+// W x to columns col.. of out, or added to them.
+void Model::multiply(const Matrix& w, const Acts& a, int work, float* out, size_t ldo, bool add, int thread) {
+    spread(work, w.pairs, a, w.quantised(), thread, [&](int p, int i0, int i1) {
+        const int n = w.rows - p * kPair;
+        if (n >= kPair) return k_.linear(w, a, p, i0, i1, out + p * kPair, ldo, add);
+        float* tile = tile_[thread].data();  // the last rows: a whole pair would not fit into the output
+        k_.linear(w, a, p, i0, i1, tile, kPair, false);
+        const Tiles tiles(a.tokens, k_.max_tile);
+        for (int t = tiles.start(i0); t < tiles.start(i1 - 1) + tiles.size(i1 - 1); t++)
+            for (int i = 0; i < n; i++) {
+                float& o = out[t * ldo + p * kPair + i];
+                o = add ? o + tile[(size_t)t * kPair + i] : tile[(size_t)t * kPair + i];
             }
-        }
-    }
-}
-
-void Model::accumulate(const Matrix& w, const Acts& a, float* x, size_t ldx, int thread) {
-    float* tile = tile_[thread].data();
-    const auto [p0, p1] = share(w.pairs, thread, pool_.size());
-    for (int p = p0; p < p1; p++) {
-        k_.linear(w, a, p, tile);
-        const int n = std::min(kPair, w.rows - p * kPair);
-        for (int t = 0; t < a.tokens; t++) {
-            float* o = x + t * ldx + p * kPair;
-            const float* v = tile + (size_t)t * kPair;
-            for (int i = 0; i < n; i++) o[i] += v[i];
-        }
-    }
-}
-
-// Norm, rotation and scaling of one token's query heads under one kv head into q; its key and value into the cache.
-void Model::rotate_and_write(const Step& s, int layer, int seq, int token, int head, float* q) {
-    const Shape& m = shape_;
-    const Layer& l = layers_[layer];
-    const int group = m.heads / m.kv_heads, hd = m.head_dim, half = m.rope_dim / 2;
-    float* row = qkv_.data() + (size_t)token * (m.q_rows() + 2 * m.kv_rows());
-    const float *c = cos_.data() + (size_t)token * half, *sn = sin_.data() + (size_t)token * half;
-    float* k = row + m.q_rows() + head * hd;
-    const float* v = row + m.q_rows() + m.kv_rows() + head * hd;
-    if (l.k_norm) k_.rms_norm(k, l.k_norm, m.rms_eps, hd, k);
-    k_.rope(k, c, sn, m.rope_dim, m.rope_interleaved);
-    const int pos = s.context[seq] + token - s.seq_start[seq];
-    k_.write_kv(page(layer, s.blocks[s.block_start[seq] + pos / kPage], head), pos % kPage, k, v, hd);
-    const float scale = 1.0f / std::sqrt((float)hd);
-    for (int g = 0; g < group; g++) {
-        float* h = row + (size_t)(head * group + g) * hd;
-        if (l.q_norm) k_.rms_norm(h, l.q_norm, m.rms_eps, hd, h);
-        k_.rope(h, c, sn, m.rope_dim, m.rope_interleaved);
-        for (int i = 0; i < hd; i++) h[i] *= scale;
-        if (q) std::memcpy(q + (size_t)g * hd, h, sizeof(float) * hd);
-    }
-}
-
-// Every sequence has one token: whoever takes (sequence, kv head) writes its key and value and attends at once.
-void Model::attend_decode(const Step& s, int layer, int thread) {
-    const Shape& m = shape_;
-    const int group = m.heads / m.kv_heads, hd = m.head_dim, items = s.sequences * m.kv_heads;
-    float* q = attn_scratch_[thread].data();
-    for (int i; (i = next_[layer].fetch_add(1, std::memory_order_relaxed)) < items;) {
-        const int seq = i / m.kv_heads, head = i % m.kv_heads;
-        rotate_and_write(s, layer, seq, seq, head, q);
-        Attend a{q, group, group, hd, s.context[seq] + 1, page(layer, 0, head), 0, s.blocks + s.block_start[seq],
-                 att_.data() + (size_t)seq * m.q_rows() + (size_t)head * group * hd, (size_t)m.q_rows(), (size_t)hd,
-                 q + (size_t)group * hd};
-        a.page_stride = (size_t)2 * hd * kPage * m.kv_heads * m.layers;
-        k_.attend(a);
-    }
-}
-
-void Model::attend_chunks(const Step& s, int layer, int thread) {
-    const Shape& m = shape_;
-    const int group = m.heads / m.kv_heads, hd = m.head_dim;
-    {
-        const auto [t0, t1] = share(s.count, thread, pool_.size());
-        for (int t = t0; t < t1; t++)
-            for (int h = 0; h < m.kv_heads; h++) rotate_and_write(s, layer, seq_of_[t], t, h, nullptr);
-    }
-    pool_.barrier();
-    float* q = attn_scratch_[thread].data();
-    int first_item = 0, item = next_[layer].fetch_add(1, std::memory_order_relaxed);
-    for (int seq = 0; seq < s.sequences; seq++) {
-        const int n = s.seq_start[seq + 1] - s.seq_start[seq], tiles = (n + kQueryTokens - 1) / kQueryTokens;
-        const int items = tiles * m.kv_heads;
-        for (; item < first_item + items; item = next_[layer].fetch_add(1, std::memory_order_relaxed)) {
-            // the last tiles see most positions: longest work first
-            const int tile = tiles - 1 - (item - first_item) / m.kv_heads, head = (item - first_item) % m.kv_heads;
-            const int i0 = tile * kQueryTokens, nt = std::min(kQueryTokens, n - i0), t0 = s.seq_start[seq] + i0;
-            for (int t = 0; t < nt; t++)
-                std::memcpy(q + (size_t)t * group * hd,
-                            qkv_.data() + (size_t)(t0 + t) * (m.q_rows() + 2 * m.kv_rows()) + (size_t)head * group * hd,
-                            sizeof(float) * group * hd);
-            Attend a{q, nt * group, group, hd, s.context[seq] + i0 + 1, page(layer, 0, head), 0, s.blocks + s.block_start[seq],
-                     att_.data() + (size_t)t0 * m.q_rows() + (size_t)head * group * hd, (size_t)m.q_rows(), (size_t)hd,
-                     q + (size_t)nt * group * hd};
-            a.page_stride = (size_t)2 * hd * kPage * m.kv_heads * m.layers;
-            k_.attend(a);
-        }
-        first_item += items;
-    }
+    });
 }
 
 void Model::forward(const Step& s, int thread) {
@@ -412,10 +333,11 @@ void Model::forward(const Step& s, int thread) {
         bool quantised = false;
         for (const Segment& g : l.qkv) quantised |= g.w.quantised();
         const Acts a = normed(x, l.attn_norm, T, thread, quantised);
-        project(l.qkv, a, qkv_.data(), m.q_rows() + 2 * m.kv_rows(), l.bias, thread);
+        for (size_t g = 0; g < l.qkv.size(); g++)
+            multiply(l.qkv[g].w, a, i * kOps + kQkv + (int)g, qkv_.data() + l.qkv[g].offset,
+                     m.q_rows() + 2 * m.kv_rows(), false, thread);
         pool_.barrier();
-        if (decode_only_) attend_decode(s, i, thread);
-        else attend_chunks(s, i, thread);
+        attend(s, i, thread);
         pool_.barrier();
         if (i == m.layers - 1 && s.outputs < T) {
             // Past the last attention a token matters only if its logits are wanted.
@@ -429,34 +351,30 @@ void Model::forward(const Step& s, int thread) {
             if (T == 0) return;
         }
         const Acts o = prepared(att, m.q_rows(), m.q_rows(), T, thread, l.o.quantised());
-        accumulate(l.o, o, x, H, thread);
+        multiply(l.o, o, i * kOps + kOut, x, H, true, thread);
         pool_.barrier();
         const Acts f = normed(x, l.ffn_norm, T, thread, l.gate.quantised() || l.up.quantised());
         {
             float *g = tile_[thread].data(), *u = g + (size_t)T * kPair;
-            const auto [p0, p1] = share(l.gate.pairs, thread, threads);
-            for (int p = p0; p < p1; p++) {
-                k_.linear(l.gate, f, p, g);
-                k_.linear(l.up, f, p, u);
+            const Tiles tiles(T, k_.max_tile);
+            spread(i * kOps + kFfn, l.gate.pairs, f, l.gate.quantised() && l.up.quantised(), thread, [&](int p, int i0, int i1) {
+                k_.linear(l.gate, f, p, i0, i1, g, kPair, false);
+                k_.linear(l.up, f, p, i0, i1, u, kPair, false);
                 const int n = std::min(kPair, m.ffn - p * kPair);
-                for (int t = 0; t < T; t++)
+                for (int t = tiles.start(i0); t < tiles.start(i1 - 1) + tiles.size(i1 - 1); t++)
                     k_.silu_mul(g + (size_t)t * kPair, u + (size_t)t * kPair, n, h_.data() + (size_t)t * m.ffn + p * kPair);
-            }
+            });
         }
         pool_.barrier();
         const Acts d = prepared(h_.data(), m.ffn, m.ffn, T, thread, l.down.quantised());
-        accumulate(l.down, d, x, H, thread);
+        multiply(l.down, d, i * kOps + kDown, x, H, true, thread);
         pool_.barrier();
     }
     if (T == 0) return;
     const Acts a = normed(x, out_norm_, T, thread, head_.quantised());
-    float* tile = tile_[thread].data();
-    const auto [p0, p1] = share(head_.pairs, thread, threads);
-    for (int p = p0; p < p1; p++) {
-        k_.linear(head_, a, p, tile);
-        for (int t = 0; t < T; t++)
-            std::memcpy(logits_.data() + (size_t)t * vocab_pad_ + p * kPair, tile + (size_t)t * kPair, sizeof(float) * kPair);
-    }
+    // vocab_pad_ is a whole number of pairs
+    spread(m.layers * kOps, head_.pairs, a, head_.quantised(), thread,
+           [&](int p, int i0, int i1) { k_.linear(head_, a, p, i0, i1, logits_.data() + p * kPair, vocab_pad_, false); });
 }
 
 std::vector<DrawnRow> Model::sample(const DrawArrays& d) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -68,10 +69,23 @@ struct DrawnRow {
     std::vector<std::pair<int, float>> top;
 };
 
+// Rows of whole cache lines: a store that straddles two costs double, and two threads would share the line.
+template <class T>
+struct LineAllocator {
+    using value_type = T;
+    LineAllocator() = default;
+    template <class U>
+    LineAllocator(const LineAllocator<U>&) {}
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const LineAllocator&) const { return true; }
+};
+using Floats = std::vector<float, LineAllocator<float>>;
+
 class Model {
    public:
     // Throws std::invalid_argument naming the tensor when one is missing or has the wrong shape or size.
-    Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks);
+    Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks, Kv kv);
 
     // Throws std::invalid_argument when an index is out of range; nothing has been written then.
     void step(const Step& s);
@@ -85,7 +99,7 @@ class Model {
     int blocks() const { return blocks_; }
     const char* isa() const { return k_.name; }
     size_t weight_bytes() const { return weight_bytes_; }
-    size_t kv_bytes_per_token() const { return (size_t)shape_.layers * shape_.kv_rows() * 2 * sizeof(uint16_t); }
+    size_t kv_bytes_per_token() const { return page_bytes(kv_type_, shape_.head_dim) / kPage * shape_.kv_heads * shape_.layers; }
 
    private:
     struct Segment {  // a matrix and the first column of the fused output it fills
@@ -98,32 +112,44 @@ class Model {
         const float *attn_norm, *ffn_norm, *q_norm = nullptr, *k_norm = nullptr;
         const float* bias = nullptr;
     };
-    struct Buffers {  // activations of one linear input, quantised
-        std::vector<int8_t> q;
-        std::vector<float> s, ssum;
-        std::vector<int32_t> sum;
-        std::vector<float> x;
+    struct Buffers {  // activations of one linear input
+        std::vector<Piece> pieces;
+        Floats x;
         void fit(int tokens, int cols);
     };
+    enum Op { kQkv, kOut = kQkv + 3, kFfn, kDown, kOps };  // q, k and v may be three matrices
+
+    // Attention work. A unit is up to kUnitTokens consecutive tokens of one sequence, whose rows share their pages; a task
+    // is one or all spans of a unit, or one span that several units of one token have in common.
+    struct Unit {
+        int seq, token, tokens;
+        int spans, part;  // how many; index of its first part where they are computed apart, else -1
+    };
+    struct Task { int span, first, units; };  // span -1: all of them in turn; `units` entries of members_ from `first`
 
     const Tensor& need(const Tensors& t, const std::string& name, int rows, int cols) const;
     const float* keep_vector(const Tensors& t, const std::string& name, int n);
     void pack(const Tensors& t);
     void check(const Step& s) const;
     void forward(const Step& s, int thread);
-    void project(const std::vector<Segment>& segments, const Acts& a, float* out, size_t ldo, const float* bias, int thread);
-    void accumulate(const Matrix& w, const Acts& a, float* x, size_t ldx, int thread);
-    void attend_decode(const Step& s, int layer, int thread);
-    void attend_chunks(const Step& s, int layer, int thread);
-    void rotate_and_write(const Step& s, int layer, int seq, int token, int head, float* q);
+    template <class F>
+    void spread(int work, int pairs, const Acts& a, bool quantised, int thread, F f);
+    void multiply(const Matrix& w, const Acts& a, int work, float* out, size_t ldo, bool add, int thread);
+    void plan_attention(const Step& s);
+    void attend(const Step& s, int layer, int thread);
+    void attend_task(const Step& s, const Task& task, int layer, int head, int thread);
+    void turn_queries(int layer, int token, int head, float* out);
+    void write_token(const Step& s, int layer, int token, int head);
     Acts normed(const float* x, const float* weight, int tokens, int thread, bool quantise);
     Acts prepared(const float* x, size_t ldx, int cols, int tokens, int thread, bool quantise);
-    uint16_t* page(int layer, int block, int head) const;
+    uint8_t* page(int layer, int block, int head) const;
 
     Shape shape_;
     const Kernels& k_;
     Pool pool_;
-    int blocks_, vocab_pad_;
+    int blocks_;
+    Kv kv_type_;
+    int vocab_pad_;
     size_t weight_bytes_ = 0;
     std::unique_ptr<Arena> weights_, kv_;
     std::vector<std::unique_ptr<std::vector<float>>> vectors_;
@@ -133,15 +159,23 @@ class Model {
     Tensor embedding_{};
 
     // Scratch, grown on demand before a step enters the pool.
-    std::vector<float> x_, qkv_, att_, h_, xo_, atto_, logits_, cos_, sin_;
+    Floats x_, qkv_, att_, h_, xo_, atto_, logits_;
+    std::vector<float> cos_, sin_;
     std::vector<double> inv_freq_;
     std::vector<int> seq_of_;
     Buffers shared_;
     std::vector<Buffers> own_;                 // one a thread: small steps quantise redundantly, without a barrier
-    std::vector<std::vector<float>> tile_, attn_scratch_, draw_scratch_;
-    std::vector<std::atomic<int>> next_;       // work counters, one a layer
+    std::vector<Floats> tile_, attn_scratch_, draw_scratch_;
+    std::vector<Unit> units_;
+    std::vector<Task> tasks_;
+    std::vector<int> members_;                 // units of the tasks
+    std::vector<std::atomic<int>> left_;       // spans not yet computed, [unit][kv head]
+    Floats parts_;                             // of units computed span by span, [part][kv head][row]
+    int unit_rows_ = 0;
+    std::vector<std::atomic<int>> next_;       // attention: work taken, one a layer
+    std::vector<std::vector<std::atomic<int>>> taken_;  // linears: work taken of each thread's part, [thread][layer, op]
     int outputs_ = 0;
-    bool decode_only_ = false;
+    bool chunks_ = false;                      // some sequence has several tokens in this step
 };
 
 }  // namespace galley

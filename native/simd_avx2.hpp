@@ -13,7 +13,9 @@ struct vb { __m256i a, b; };
 
 constexpr int kMaxTile = 2;    // two tokens x 32 rows fill sixteen registers
 constexpr int kQueryRows = 3;
+constexpr int kScores = 6;
 constexpr int kBias8 = 0;      // maddubs(|w|, sign(x, w)) takes signed weights without a bias
+constexpr int kHigh = 1;   // high nibbles are shifted down
 
 inline vf zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline vf set1(float x) { const __m256 v = _mm256_set1_ps(x); return {v, v}; }
@@ -76,6 +78,10 @@ inline int32_t store_i8(int8_t* p, vf x) {
     t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
 }
+inline vf load_i8(const int8_t* p) {
+    const __m128i x = _mm_loadu_si128((const __m128i*)p);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
+}
 inline float hmax(vf x) {
     const __m256 m = _mm256_max_ps(x.a, x.b);
     __m128 t = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
@@ -112,6 +118,24 @@ inline vi dot8(vi acc, vb w, quad x) {
         return _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(v), _mm256_sign_epi8(x.v, v)), one));
     };
     return {half(acc.a, w.a), half(acc.b, w.b)};
+}
+
+// 64 values to two pieces.
+inline void quantise_super(const float* x, Piece& p0, Piece& p1) {
+    for (int g = 0; g < 2; g++, x += 32) {
+        Piece& p = g ? p1 : p0;
+        float s[2], part[2];
+        for (int h = 0; h < 2; h++) {
+            const vf v = load(x + 16 * h);
+            const float top = hmax(vabs(v));
+            // Below this there is nothing to represent, and 127/top would overflow.
+            s[h] = top > 1e-30f ? top / 127.0f : 0.0f;
+            const int32_t sum = store_i8(p.q + 16 * h, mul(v, set1(top > 1e-30f ? 127.0f / top : 0.0f)));
+            p.bias4[h] = -8 * sum, p.bias8[h] = -kBias8 * sum;
+            part[h] = s[h] * (float)sum;
+        }
+        p.low = s[0], p.high = p.high_nibble = s[1], p.sum = part[0] + part[1];
+    }
 }
 
 }  // namespace GALLEY_NS

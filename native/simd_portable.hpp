@@ -14,7 +14,9 @@ struct vb { uint8_t v[64]; };
 
 constexpr int kMaxTile = 2;
 constexpr int kQueryRows = 2;
+constexpr int kScores = 4;
 constexpr int kBias8 = 0;
+constexpr int kHigh = 1;   // high nibbles are shifted down
 
 #define GALLEY_LANES(expr) vf r; for (int i = 0; i < 16; i++) r.v[i] = (expr); return r
 inline vf zero() { GALLEY_LANES(0.0f); }
@@ -56,6 +58,7 @@ inline int32_t store_i8(int8_t* p, const vf& a) {
     for (int i = 0; i < 16; i++) p[i] = (int8_t)(int32_t)x.v[i], sum += p[i];
     return sum;
 }
+inline vf load_i8(const int8_t* p) { vf r; for (int i = 0; i < 16; i++) r.v[i] = (float)p[i]; return r; }
 inline float hmax(const vf& a) {
     float m = a.v[0];
     for (int i = 1; i < 16; i++) m = m > a.v[i] ? m : a.v[i];
@@ -76,6 +79,24 @@ inline vi dot8(vi acc, const vb& w, quad x) {
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 4; j++) acc.v[i] += (int8_t)w.v[4 * i + j] * x.v[j];
     return acc;
+}
+
+// 64 values to two pieces.
+inline void quantise_super(const float* x, Piece& p0, Piece& p1) {
+    for (int g = 0; g < 2; g++, x += 32) {
+        Piece& p = g ? p1 : p0;
+        float s[2], part[2];
+        for (int h = 0; h < 2; h++) {
+            const vf v = load(x + 16 * h);
+            const float top = hmax(vabs(v));
+            // Below this there is nothing to represent, and 127/top would overflow.
+            s[h] = top > 1e-30f ? top / 127.0f : 0.0f;
+            const int32_t sum = store_i8(p.q + 16 * h, mul(v, set1(top > 1e-30f ? 127.0f / top : 0.0f)));
+            p.bias4[h] = -8 * sum, p.bias8[h] = -kBias8 * sum;
+            part[h] = s[h] * (float)sum;
+        }
+        p.low = s[0], p.high = p.high_nibble = s[1], p.sum = part[0] + part[1];
+    }
 }
 
 }  // namespace GALLEY_NS

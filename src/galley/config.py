@@ -245,7 +245,7 @@ SETTINGS: dict[str, Setting] = {
             "GALLEY_THREADS",
             values.integer(1, 1024),
             None,
-            "kernel threads; default: the cores",
+            "kernel threads; default: the physical cores",
         ),
         Setting(
             "engine.token_budget",
@@ -330,6 +330,8 @@ def load(
         path = None
     if path is not None:
         for key, value in _read(path).items():
+            if value == "" and SETTINGS[key].default is None:
+                continue  # as an empty variable, and as the file that `config init` writes
             given.setdefault(key, (value, f"file:{path}"))
 
     resolved = {key: setting.default for key, setting in SETTINGS.items()}

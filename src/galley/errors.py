@@ -140,7 +140,6 @@ class PermissionDenied(GalleyError):
 class PayloadTooLarge(InvalidRequest):
     """Body over the configured limit."""
 
-    status = 413
     code = "request_too_large"
 
 

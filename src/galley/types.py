@@ -58,6 +58,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.temperature < 1e-5
 
 
+MODEL_CHOOSES = ("temperature", "top_p", "top_k", "min_p")
+"""Sampling parameters for which a model file may bring defaults of its own."""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for. Exactly one of ``messages`` and ``prompts`` is set."""
 
@@ -66,6 +70,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Which door: ``chat.completions``, ``completions``, ``cli.run``, ``python.generate`` …"""
     model: str
     params: SamplingParams
+    left_open: list[str] = []
+    """Names of MODEL_CHOOSES that the user did not set: the model file's defaults hold, where it has any."""
     created: float
     """Unix seconds at arrival."""
     messages: list[dict[str, Any]] | None = None

@@ -148,7 +148,9 @@ def test_list_show_rm(shell: Shell, tiny: Path) -> None:
 def test_doctor_measures_and_says_what_fits(shell: Shell) -> None:
     report = shell.json("doctor")
     assert report["version"] == 1
-    assert set(report) == {"version", "machine", "kernels", "measured", "home", "disk_free", "models"}
+    assert set(report) == {
+        "version", "machine", "kernels", "measured", "home", "disk_free", "models", "cost",
+    }  # fmt: skip
     assert report["machine"]["usable_cores"] >= 1
     (fit,) = report["models"]
     assert fit["name"] == "tiny" and fit["fits"] and fit["fault"] is None
@@ -160,8 +162,40 @@ def test_doctor_measures_and_says_what_fits(shell: Shell) -> None:
         )
     else:
         assert report["kernels"]["backend"] == "reference" and fit["decode_ceiling_tok_s"] is None
-    text, _ = shell("doctor", "--backend", "reference")
+    text, _ = shell("doctor", "--backend", "reference", "--threads", "99")
     assert "asked for by flag:--backend" in text and "tiny" in text
+    assert "99: asked for by flag:--threads" in text and "warning: 99 threads on" in text
+    assert "cost       unknown" in text and "smollm2-135m" in text, "the default model is not here"
+
+
+def test_doctor_measures_the_cost_of_a_step_once(
+    shell: Shell, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept for the next start; a damaged file is said to be, and measured again."""
+    monkeypatch.setattr("galley.runtime.cost.CostModel.doubts", None)  # test machines are busy
+    words = ["doctor", "--model", "tiny", "--threads", "1"]
+    first = shell.json(*words)["cost"]
+    assert first["why_not"] is None and first["problems"] == [] and first["source"] == "measured"
+    points = {point["tokens"]: point for point in first["points"]}
+    assert list(points) == [1, 2, 4, 8, 16, 64, 512]
+    assert 0 < points[1]["seconds"] <= points[16]["seconds"] <= points[512]["seconds"]
+    assert first["ratios"]["8"] >= first["ratios"]["4"] >= 1
+    kept = Path(first["file"])
+    assert kept.parent == home / "cost"
+    assert shell.json(*words)["cost"] == first, "not measured a second time"
+    assert shell.json(*words, "--fresh")["cost"]["taken"] > first["taken"]
+    kept.write_bytes(kept.read_bytes()[:-40])
+    text, _ = shell(*words)
+    assert "is damaged" in text and "t(4)/t(1)" in text and "1,000 positions of context" in text
+    assert shell.json(*words)["cost"]["problems"] == []
+
+
+def test_a_doubtful_cost_is_shown_and_not_kept(
+    shell: Shell, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("galley.runtime.cost.CostModel.doubts", "a crowd")
+    text, _ = shell("doctor", "--model", "tiny", "--threads", "1")
+    assert "not kept: a crowd" in text and not (home / "cost").exists()
 
 
 def child(home: Path, *words: str, **options: Any) -> "subprocess.Popen[str]":

@@ -1,7 +1,9 @@
 """A file imports only from its own layer or one before it; the pure core imports no numpy (DESIGN §2)."""
 
 import ast
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,8 @@ LAYERS: list[tuple[str, ...]] = [
         "galley.runtime.stats",
         "galley.runtime.scheduler",
         "galley.runtime.memory",
+        "galley.runtime.cost",
+        "galley.runtime.processors",
         "galley.runtime.sampling",
         "galley.runtime.text",
     ),
@@ -35,8 +39,10 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.economics", "galley.audit"),
     ("galley.providers",),
     ("galley.router",),
+    ("galley.results",),
     ("galley.llm",),
     ("galley.endpoint",),
+    ("galley.bench",),
     ("galley.cli",),
 ]
 
@@ -47,6 +53,8 @@ PURE = (
     "galley.runtime.job",
     "galley.runtime.queue",
     "galley.runtime.policy",
+    "galley.runtime.cost",
+    "galley.runtime.processors",
     "galley.runtime.sampling.params",
     "galley.economics",
     "galley.audit",
@@ -132,23 +140,23 @@ def test_pure_core_reaches_no_numpy(name: str) -> None:
                 waiting.add(target)
 
 
+PROJECT = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DEPENDENCIES = [re.split(r"[<>=!~;\[ ]", line, maxsplit=1)[0] for line in PROJECT["dependencies"]]
+OPTIONAL = {"huggingface_hub", "tqdm"}
+"""Imported lazily, with an error that tells what to install."""
+
+
+def test_at_most_ten_dependencies_and_no_torch() -> None:
+    assert len(DEPENDENCIES) == len(set(DEPENDENCIES)) <= 10
+    assert not NOWHERE & set(DEPENDENCIES)
+
+
 @pytest.mark.parametrize("name", list(MODULES))
-def test_no_dependency_beyond_the_ten(name: str) -> None:
-    allowed = {
-        "galley",
-        "numpy",
-        "msgspec",
-        "starlette",
-        "uvicorn",
-        "httptools",
-        "uvloop",
-        "jinja2",
-        "tokenizers",
-    }
-    allowed |= {"click", "rich", "huggingface_hub", "tqdm", *sys.stdlib_module_names}
+def test_imports_only_what_is_declared(name: str) -> None:
     roots = {
         target.partition(".")[0] for target in imports(MODULES[name], typing_too=True, functions_too=True)
     }
+    allowed = {"galley", *DEPENDENCIES, *OPTIONAL, *sys.stdlib_module_names}
     assert not roots - allowed and not roots & NOWHERE, f"{name}: {sorted(roots - allowed)}"
 
 

@@ -1,6 +1,7 @@
 """`galley doctor`: measure this machine and say what fits."""
 
 import importlib
+from datetime import datetime
 from typing import Any
 
 import click
@@ -8,19 +9,31 @@ import msgspec
 
 from galley.cli.machine import Machine
 from galley.cli.session import ENGINE_FLAGS, Session, settings_options
-from galley.cli.terminal import print_json, size
+from galley.cli.terminal import print_json, print_table, size
+from galley.runtime.processors import Processors
 
-PROBE_MEGABYTES = 256
-"""Well over any last-level cache, so that memory is measured and not a cache."""
+COST_SIZES = (1, 2, 4, 8, 16, 64, 512)
+COST_BLOCKS = 40
+"""Of 16 tokens: what ``CostProbe`` asks for."""
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@settings_options({key: ENGINE_FLAGS[key] for key in ("engine.backend", "engine.isa", "engine.threads")})
+@click.option("--fresh", is_flag=True, help="Measure the cost of a step again, also where it is known.")
+@settings_options(
+    {
+        "model": ("--model", "MODEL", "Model whose cost of a step is shown."),
+        **{key: ENGINE_FLAGS[key] for key in ("engine.backend", "engine.isa", "engine.threads")},
+    }
+)
 @click.pass_obj
-def doctor(session: Session, as_json: bool) -> None:
-    """Measure this machine and say what fits."""
-    report = examine(session)
+def doctor(session: Session, as_json: bool, fresh: bool) -> None:
+    """Measure this machine and say what fits.
+
+    The cost of a step is that of the default model (or of --model). It is measured in about a second and kept
+    in the home folder, for the scheduler; a server that finds none kept measures in its first idle second.
+    """
+    report = examine(session, fresh=fresh)
     if as_json:
         print_json(report)
         return
@@ -34,6 +47,9 @@ def doctor(session: Session, as_json: bool) -> None:
     click.echo(f"backend    {kernels['backend']}: {kernels['backend_why']}")
     click.echo(f"isa        {kernels['isa'] or '-'}: {kernels['isa_why']}")
     click.echo(f"threads    {kernels['threads']}: {kernels['threads_why']}")
+    click.echo(f"           {_affinity(machine)}")
+    for warning in kernels["threads_warnings"]:
+        click.echo(f"           warning: {warning}")
     if measured["why_not"]:
         click.echo(f"measured   nothing: {measured['why_not']}")
     else:
@@ -47,9 +63,59 @@ def doctor(session: Session, as_json: bool) -> None:
         click.echo(f"models     none; galley pull {session.config.model}")
     for fit in report["models"]:
         click.echo(f"model      {fit['name']}: {_verdict(fit)}")
+    _show_cost(report["cost"])
 
 
-def examine(session: Session) -> dict[str, Any]:
+def _affinity(machine: dict[str, Any]) -> str:
+    """Affinity mask, siblings and quota, in words."""
+    parts = [f"affinity {','.join(str(n) for n in machine['affinity'])} of {machine['cores']} processors"]
+    shared = [group for group in machine["physical_cores"] if len(group) > 1]
+    parts.append(
+        "siblings " + ", ".join("+".join(str(n) for n in group) for group in shared)
+        if shared
+        else "no two on one core"
+    )
+    quota = machine["quota"]
+    parts.append(f"quota {quota:g} processors ({machine['quota_from']})" if quota else "no quota")
+    return " · ".join(parts)
+
+
+def _show_cost(cost: dict[str, Any]) -> None:
+    if cost["why_not"]:
+        click.echo(f"cost       unknown: {cost['why_not']}")
+        return
+    error = f", error {100 * cost['error']:.1f} %" if cost["error"] is not None else ""
+    when = datetime.fromtimestamp(cost["taken"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    how = "while serving, idle" if cost["source"] == "idle" else "on its own"
+    click.echo(f"cost       of a step of {cost['model']}, measured {when} {how}{error}:")
+    for problem in cost["problems"]:
+        click.echo(f"           warning: {problem}")
+
+    def ms(point: dict[str, Any], name: str) -> str:
+        return ("" if point["measured"] else "about ") + f"{1e3 * point[name]:.2f}"
+
+    print_table(
+        ("  TOKENS", "MS, LOGITS OF THE LAST", "MS, LOGITS OF EACH"),
+        [
+            (
+                f"  {point['tokens']}",
+                ms(point, "seconds"),
+                ms(point, "seconds_all_logits") if point["tokens"] <= 16 else "",
+            )
+            for point in cost["points"]
+        ],
+    )
+    ratios = " · ".join(f"t({k})/t(1) {cost['ratios'][str(k)]:.2f}" for k in (4, 8))
+    click.echo(f"  {ratios}")
+    if cost["context_measured"]:
+        click.echo(
+            f"  1,000 positions of context: {1e6 * cost['context_s']:.3f} ms for a sequence with one token, "
+            f"{1e6 * cost['chunk_s']:.4f} ms for each token of a longer piece; "
+            f"measured at {cost['context_measured']}"
+        )
+
+
+def examine(session: Session, *, fresh: bool = False) -> dict[str, Any]:
     """The report that ``--json`` prints. Keys are only ever added."""
     import shutil
 
@@ -73,13 +139,8 @@ def examine(session: Session) -> dict[str, Any]:
         isa_why = f"asked for by {session.config.origin('engine.isa')}{known}; available: {', '.join(levels)}"
     else:
         isa_why = f"the best of {', '.join(levels)}"
-    threads = settings.threads or machine.usable_cores
-    threads_why = (
-        f"asked for by {session.config.origin('engine.threads')}"
-        if settings.threads
-        else "one for each core this process may use"
-    )
-    measured = _measure(native, threads, missing)
+    threads = Processors.read().threads(settings.threads, session.config.origin("engine.threads"))
+    measured = _measure(threads.count, missing)
     home = session.config.home
     there = next(folder for folder in (home, *home.parents) if folder.is_dir())
     return {
@@ -91,8 +152,9 @@ def examine(session: Session) -> dict[str, Any]:
             "isa": isa,
             "isa_available": levels,
             "isa_why": isa_why,
-            "threads": threads,
-            "threads_why": threads_why,
+            "threads": threads.count,
+            "threads_why": threads.why,
+            "threads_warnings": list(threads.warnings),
         },
         "measured": measured,
         "home": str(home),
@@ -101,18 +163,78 @@ def examine(session: Session) -> dict[str, Any]:
             _fit(entry, machine, measured["bandwidth_gb_s"], native=use_native)
             for entry in session.store.list()
         ],
+        "cost": _cost(session, fresh=fresh),
     }
 
 
-def _measure(native: Any, threads: int, missing: str | None) -> dict[str, Any]:
+def _measure(threads: int, missing: str | None) -> dict[str, Any]:
     """Under a second: bandwidth, int8 peak and the cost of two cores talking."""
-    if native is None:
-        return {"bandwidth_gb_s": None, "int8_gop_s": None, "roundtrip_ns": None, "why_not": missing}
+    from galley.bench.machine import Placement
+
+    limits = Placement.probe(threads, seconds=0.7)
     return {
-        "bandwidth_gb_s": native.probe_bandwidth(threads, PROBE_MEGABYTES, 0.4),
-        "int8_gop_s": native.probe_int8(threads, 0.2),
-        "roundtrip_ns": native.probe_roundtrip(0.1),
+        "bandwidth_gb_s": limits and limits.read_gb_s,
+        "int8_gop_s": limits and limits.int8_gop_s,
+        "roundtrip_ns": limits and limits.roundtrip_ns,
+        "why_not": missing,
+    }
+
+
+def _cost(session: Session, *, fresh: bool) -> dict[str, Any]:
+    """The kept cost model of the configured model, or one measured now and kept."""
+    from galley.errors import GalleyError
+
+    try:
+        entry = session.store.resolve(session.config.model)
+        return _cost_of(session, entry, fresh=fresh)
+    except (GalleyError, OSError) as error:
+        return {"model": session.config.model, "why_not": str(error)}
+
+
+def _cost_of(session: Session, entry: Any, *, fresh: bool) -> dict[str, Any]:
+    import contextlib
+
+    from galley.model.model import Model
+    from galley.runtime.backend import open_backend
+    from galley.runtime.costbook import CostBook
+    from galley.runtime.probe import CostProbe
+
+    settings = session.config.engine
+    with contextlib.closing(Model.open(entry.path, entry.name)) as model:
+        opened = open_backend(
+            settings.backend,
+            model.gguf,
+            model.spec,
+            threads=settings.threads,
+            num_blocks=COST_BLOCKS,
+            isa=settings.isa,
+        )
+        with contextlib.closing(opened.backend) as backend:
+            book = CostBook(session.config.home / "cost", backend, model.weights_digest)
+            found, problem = (None, None) if fresh else book.read()
+            problems = [text for text in (opened.warning, problem) if text]
+            if found is None or found.source == "idle":
+                found = CostProbe(backend, range(COST_BLOCKS)).run()
+                if found.doubts is None:
+                    book.write(found)
+                else:
+                    problems.append(f"not kept: {found.doubts}")
+    return {
+        "model": entry.name,
         "why_not": None,
+        "problems": problems,
+        **msgspec.to_builtins(found),
+        "points": [
+            {
+                "tokens": size,
+                "seconds": found.predict(size, outputs=1),
+                "seconds_all_logits": found.predict(size, outputs=size),
+                "measured": size <= found.measured_to,
+            }
+            for size in COST_SIZES
+        ],
+        "ratios": {str(k): found.ratio(k) for k in (2, 4, 8, 16)},
+        "file": str(book.path),
     }
 
 

@@ -30,7 +30,7 @@ class House:
             # Receipts are closed last: the engine's end is the last to write any.
             receipts = ReceiptStore(config.receipts.path)
             opened.callback(receipts.close)
-            running = Opened(entry.path, entry.name, options)
+            running = Opened(entry.path, entry.name, options, costs=config.home / "cost")
             opened.callback(running.close)
             for note in running.notes:
                 if note.startswith("warning:"):

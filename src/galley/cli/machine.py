@@ -1,12 +1,11 @@
 """Machine: what this computer has, as the operating system tells it. Measurements are doctor's."""
 
-import os
-import platform
 from pathlib import Path
 
 import msgspec
 
 from galley.providers.opened import memory_available
+from galley.runtime.processors import Processors
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +16,13 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Logical processors of the machine."""
     usable_cores: int
     """Those in this process's affinity mask."""
+    affinity: tuple[int, ...]
+    """Their numbers."""
+    physical_cores: tuple[tuple[int, ...], ...]
+    """The usable ones, by the physical core they share."""
+    quota: float | None
+    """Processors' worth of time that the control groups allow; None is no limit."""
+    quota_from: str | None
     memory_total: int | None
     """Bytes of the machine; None where the system does not tell."""
     memory_available: int | None
@@ -25,14 +31,15 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def read(cls, proc: Path = Path("/proc")) -> "Machine":
         """Read it now; ``proc`` is replaced in tests."""
-        cores = os.cpu_count() or 1
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+        processors = Processors.read()
         return cls(
-            processor=cls._field(proc / "cpuinfo", "model name")
-            or platform.processor()
-            or platform.machine(),
-            cores=cores,
-            usable_cores=usable,
+            processor=processors.name,
+            cores=processors.cores,
+            usable_cores=len(processors.usable),
+            affinity=processors.usable,
+            physical_cores=processors.physical,
+            quota=processors.quota,
+            quota_from=processors.quota_from,
             memory_total=cls._kilobytes(cls._field(proc / "meminfo", "MemTotal")),
             memory_available=memory_available(),
         )

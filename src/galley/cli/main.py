@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "receipt": ("galley.cli.log:receipt", "Show one receipt in full."),
     "keys": ("galley.cli.keys:keys", "Make, list and revoke API keys."),
     "doctor": ("galley.cli.doctor:doctor", "Measure this machine and say what fits."),
+    "bench": ("galley.cli.bench:bench", "Time Galley beside what the machine can do."),
     "config": ("galley.cli.settings:config", "Show, write and check settings."),
 }
 """Name to where it is and its short help (kept equal to the command's own by a test)."""
@@ -41,6 +42,10 @@ Exit codes:
 """
 
 
+class ReaderLeft(Exception):
+    """Standard output was closed by whoever read it."""
+
+
 class LazyGroup(click.Group):
     """Imports a subcommand's module when that subcommand is asked for."""
 
@@ -54,6 +59,12 @@ class LazyGroup(click.Group):
         module, _, attribute = where[0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderLeft from error  # click would make it a failure, with exit code 1
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -103,11 +114,11 @@ def invoke(argv: list[str]) -> int:
             raise
         render(error)
         return error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderLeft):
         # The reader (head, less) left: not a fault, and there is nobody to tell. Without this the
         # interpreter would complain once more while flushing stdout on its way out.
         sys.stdout = None
-        return 1
+        return 0
     except Exception as error:
         if debug:
             raise

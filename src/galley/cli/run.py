@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from galley.cli.log import summary
-from galley.cli.sampling import params_of, sampling_options
+from galley.cli.sampling import left_open, params_of, sampling_options
 from galley.cli.session import ENGINE_FLAGS, Session, capture_option, settings_options
 from galley.cli.terminal import print_json
 from galley.types import Delta, SamplingParams
@@ -64,6 +64,7 @@ def run(
     if not raw:
         messages = [{"role": "system", "content": system}] if system is not None else []
         asked = {"messages": [*messages, {"role": "user", "content": prompt}]}
+    asked["left_open"] = left_open(sampling)
     with House(session.config, model) as house:
         asyncio.run(_answer(house, params, asked, as_json=as_json, quiet=quiet))
 

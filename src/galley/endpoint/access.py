@@ -5,7 +5,7 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -74,6 +74,7 @@ class Access:
             paths are closed.
         allowed_hosts: further Host names; ``*`` switches the check off.
         cors_origins: web pages that may call, e.g. ``http://localhost:3000``.
+        refused: told of every request turned away; returns the id of its receipt, if it has one.
     """
 
     def __init__(
@@ -85,8 +86,10 @@ class Access:
         store: KeyStore | None = None,
         allowed_hosts: Iterable[str] = (),
         cors_origins: Iterable[str] = (),
+        refused: Callable[[Scope, GalleyError], str | None] = lambda scope, error: None,
     ) -> None:
         self._app = app
+        self._refused = refused
         self._keys = [(hashlib.sha256(key.encode()).digest(), key_id(key)) for key in keys]
         self._store = store
         names = {name.lower() for name in allowed_hosts}
@@ -130,6 +133,9 @@ class Access:
             if need is not None and scope["path"] not in OPEN_PATHS:
                 principal.need(need)
         except GalleyError as error:
+            receipt = self._refused(scope, error)
+            if receipt is not None:
+                client.headers.append((b"x-galley-receipt", receipt.encode()))
             await client.error(error)
             return
         scope["state"] |= {"principal": principal, "key": principal.key}

@@ -1,6 +1,7 @@
 """The ASGI application: which path leads where."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -11,9 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from galley import __version__
+from galley.audit.assemble import receipt_id
 from galley.audit.receipts import ReceiptStore
 from galley.endpoint.access import Access
 from galley.endpoint.chat import ChatDoor
@@ -26,6 +28,7 @@ from galley.endpoint.messages.door import MessagesDoor
 from galley.endpoint.metrics import Metrics
 from galley.endpoint.openapi import document
 from galley.endpoint.paging import principal_of, respond
+from galley.endpoint.params import stub
 from galley.endpoint.responses.create import Responses
 from galley.endpoint.responses.door import ResponseDoor
 from galley.endpoint.state import State
@@ -38,6 +41,13 @@ from galley.router.router import Router
 __all__ = ["build_app"]
 
 MAX_LISTED = 1000
+GENERATING = {
+    "/v1/chat/completions": "chat.completions",
+    "/v1/completions": "completions",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
+"""Paths whose every request leaves a receipt, and the name it has there."""
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
@@ -135,6 +145,19 @@ def build_app(
         exception_handlers={GalleyError: on_error, HTTPException: on_http_error, Exception: on_error},
         lifespan=lifespan,
     )
+    # A redirect has no error object, and clients do not repeat a POST after one.
+    app.router.redirect_slashes = False
+
+    def refused(scope: Scope, error: GalleyError) -> str | None:
+        """The receipt of a request turned away at the door; None where there is nothing to answer."""
+        api = GENERATING.get(scope["path"])
+        if api is None or scope["method"] != "POST":
+            return None
+        id = receipt_id()
+        request = stub({}, request_id=scope["state"]["request_id"], api=api, key=None)
+        router.refuse(request, error, receipt_id=id, started=time.monotonic())
+        return id
+
     return Access(
         app,
         host=host,
@@ -142,6 +165,7 @@ def build_app(
         store=state.keys if state else None,
         allowed_hosts=allowed_hosts,
         cors_origins=cors_origins,
+        refused=refused,
     )
 
 
@@ -166,12 +190,15 @@ async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
     place = f"{request.method} {request.url.path[:200]}"
     shown: GalleyError
     if error.status_code == 404:
-        shown = NotFound(f"There is no {place} here.")
+        bare = request.url.path.rstrip("/")
+        hint = f"try {bare[:200]}" if bare and bare != request.url.path else None
+        shown = NotFound(f"There is no {place} here.", hint=hint)
     else:
         shown = InvalidRequest(f"{place}: {error.detail}.", code="method_not_allowed")
     shown.status = error.status_code
     body = failure(request, shown)
     body.headers.update(error.headers or {})
+    body.raw_headers.extend(error_headers(shown))
     return body
 
 
@@ -200,6 +227,8 @@ class Pages:
     async def model(self, request: HTTPRequest) -> Response:
         """``GET /v1/models/{id}``; an alias leads to its model."""
         name = request.path_params["id"]
+        if not name:
+            raise HTTPException(404)
         card, _ = self._router.catalog.find(name)
         principal_of(request).need_model(card.id, name)
         return respond(shown(card))
@@ -277,13 +306,13 @@ class Pages:
             )
         found = await asyncio.to_thread(
             self._receipts.list,
-            limit,
+            limit + 1,  # one more tells whether there are more
             model=query.get("model"),
             user=query.get("user"),
             since=number(query["since"], "since") if "since" in query else None,
             before=number(query["before"], "before") if "before" in query else None,
         )
-        return respond({"object": "list", "data": found, "has_more": len(found) == limit})
+        return respond({"object": "list", "data": found[:limit], "has_more": len(found) > limit})
 
 
 def number(text: str, name: str, *, whole: bool = False) -> float:

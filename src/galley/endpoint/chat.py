@@ -6,6 +6,7 @@ from galley.endpoint.params import common, read_stream, sampling
 from galley.endpoint.reply import ChatReply, Options
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import UnsupportedParameter
+from galley.providers.messages import refuse_reserved
 from galley.types import Request
 
 __all__ = ["ChatDoor"]
@@ -117,16 +118,9 @@ class Messages:
         return "\n".join(texts)
 
 
-RESERVED = frozenset(
-    ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "tokenizer", "self")
-)
-
-
 def check_kwargs(kwargs: Fields | None) -> dict[str, Any]:
     """Variables for the chat template; those the template gets anyway may not be overridden."""
     if kwargs is None:
         return {}
-    for name in kwargs.body:
-        if name in RESERVED or not name.isidentifier():
-            raise invalid(f"{name[:64]!r} may not be set here.", "chat_template_kwargs", "invalid_value")
+    refuse_reserved(kwargs.body, "chat_template_kwargs")
     return dict(kwargs.body)

@@ -17,7 +17,7 @@ __all__ = ["Client", "DisconnectError", "error_headers", "wire_error"]
 Headers = list[tuple[bytes, bytes]]
 
 DISCARD_LIMIT = 64 << 20
-"""How much of an over-size body is read and thrown away so that the client gets to see the 413."""
+"""How much of an over-size body is read and thrown away so that the client gets to see the error."""
 
 
 class DisconnectError(Exception):
@@ -37,7 +37,7 @@ def wire_error(error: BaseException) -> GalleyError:
 def error_headers(error: GalleyError) -> Headers:
     """Headers that go with an error: whether and when to retry, how to authenticate, what to do."""
     headers: Headers = []
-    if error.status == 429 or error.status >= 500:
+    if error.status == 429 or error.status >= 500 or isinstance(error, PayloadTooLarge):
         headers.append((b"x-should-retry", b"true" if error.retryable else b"false"))
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
@@ -73,7 +73,8 @@ class Client:
         return None
 
     async def body(self, limit: int, *, within_s: float | None = None) -> bytes:
-        """The whole body. Raises PayloadTooLarge, RequestTimeout, DisconnectError."""
+        """The whole body. Raises InvalidRequest, PayloadTooLarge, RequestTimeout, DisconnectError."""
+        self._plain()
         try:
             async with asyncio.timeout(within_s):
                 return await self._whole_body(limit)
@@ -121,6 +122,14 @@ class Client:
                 if size > limit:
                     raise self._too_large(limit)
                 return b"".join(parts)
+
+    def _plain(self) -> None:
+        coding = (self.header(b"content-encoding") or b"identity").decode("latin-1").lower()
+        if coding != "identity":
+            raise InvalidRequest(
+                f"A body with Content-Encoding {coding[:64]!r} is not read here: send it as it is.",
+                code="unsupported_content_encoding",
+            )
 
     @staticmethod
     def _too_large(limit: int) -> InvalidRequest:

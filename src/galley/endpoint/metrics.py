@@ -203,6 +203,10 @@ LOAD_METRICS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     ("vllm:prefix_cache_hits_total", "counter", lambda load: load.prefix_hits),
     ("vllm:num_preemptions_total", "counter", lambda load: load.preemptions),
     ("galley:steps_total", "counter", lambda load: load.steps),
+    ("galley:predicted_steps_total", "counter", lambda load: load.predicted_steps),
+    ("galley:step_seconds_total", "counter", lambda load: load.step_seconds),
+    ("galley:step_predicted_seconds_total", "counter", lambda load: load.step_predicted_seconds),
+    ("galley:step_prediction_error_seconds_total", "counter", lambda load: load.step_error_seconds),
     ("galley:kv_blocks_free", "gauge", lambda load: load.blocks_free),
     ("galley:kv_blocks", "gauge", lambda load: load.blocks_total),
 )

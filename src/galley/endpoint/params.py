@@ -6,14 +6,10 @@ from typing import Any
 
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import InvalidRequest
-from galley.types import Request, SamplingParams
+from galley.runtime.sampling.params import LIMITS, MAX_BIASES, MAX_STOP_IDS, MAX_STOP_LENGTH, MAX_STOPS
+from galley.types import MODEL_CHOOSES, Request, SamplingParams
 
 __all__ = ["CHANGES_ANSWER", "common", "sampling"]
-
-MAX_CHOICES = 16
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 1024
-MAX_BIASES = 1024
 
 TIERS = {"flex": 10, "priority": -10}
 """What a service tier adds to the priority (lower runs first)."""
@@ -74,8 +70,13 @@ CHANGES_ANSWER = (
 def sampling(fields: Fields, *, logprobs: int | None) -> SamplingParams:
     """Sampling parameters of either door, in OpenAI's ranges. Omitted ``max_tokens`` is the rest of the
     context on both doors (OpenAI's 16 for completions is a hidden cap)."""
-    older = fields.integer("max_tokens", 1)
-    newer = fields.integer("max_completion_tokens", 1)
+
+    def whole(name: str, limits: str = "") -> int | None:
+        low, high = LIMITS[limits or name]
+        return fields.integer(name, int(low), int(high))
+
+    older = whole("max_tokens")
+    newer = whole("max_completion_tokens", "max_tokens")
     if older is not None and newer is not None and older != newer:
         raise invalid(
             f"'max_tokens' ({older}) and 'max_completion_tokens' ({newer}) disagree; give one.",
@@ -83,26 +84,24 @@ def sampling(fields: Fields, *, logprobs: int | None) -> SamplingParams:
             "invalid_value",
         )
     most = newer if newer is not None else older
-    least = fields.integer("min_tokens", 0) or 0
+    least = whole("min_tokens") or 0
     if most is not None and least > most:
         raise invalid(
             f"'min_tokens' ({least}) is above 'max_tokens' ({most}).", "min_tokens", "invalid_value"
         )
-    seed = fields.integer("seed", -(2**63), 2**64 - 1)
     given: dict[str, Any] = {
-        "n": fields.integer("n", 1, MAX_CHOICES),
-        "temperature": fields.number("temperature", 0, 2),
-        "top_p": fields.number("top_p", 0, 1),
-        "top_k": fields.integer("top_k", -1),
-        "min_p": fields.number("min_p", 0, 1),
-        "repetition_penalty": fields.number("repetition_penalty", 0.01, 10),
-        "frequency_penalty": fields.number("frequency_penalty", -2, 2),
-        "presence_penalty": fields.number("presence_penalty", -2, 2),
+        "n": whole("n"),
+        "temperature": fields.number("temperature", *LIMITS["temperature"]),
+        "top_p": fields.number("top_p", *LIMITS["top_p"]),
+        "top_k": whole("top_k"),
+        "min_p": fields.number("min_p", *LIMITS["min_p"]),
+        "repetition_penalty": fields.number("repetition_penalty", *LIMITS["repetition_penalty"]),
+        "frequency_penalty": fields.number("frequency_penalty", *LIMITS["frequency_penalty"]),
+        "presence_penalty": fields.number("presence_penalty", *LIMITS["presence_penalty"]),
         "logit_bias": read_bias(fields),
-        # Negative seeds (int64 in the specification) are taken as two's complement: distinct stay distinct.
-        "seed": None if seed is None else seed % 2**64,
+        "seed": whole("seed"),
         "stop": read_stops(fields),
-        "stop_token_ids": fields.integers("stop_token_ids", 128),
+        "stop_token_ids": fields.integers("stop_token_ids", MAX_STOP_IDS),
         "max_tokens": most,
         "min_tokens": least,
         "logprobs": logprobs,
@@ -146,6 +145,9 @@ def read_bias(fields: Fields) -> dict[int, float] | None:
         if not (key.isascii() and key.isdigit()):
             message = f"Invalid key in 'logit_bias': {key[:64]!r} is no token id."
             raise invalid(message, "logit_bias", "invalid_value")
+        if len(key.lstrip("0")) > 9:  # more digits than any vocabulary has ids, before they are read as one
+            message = f"Invalid key in 'logit_bias': no vocabulary reaches {key[:64]!r}."
+            raise invalid(message, "logit_bias", "invalid_value")
         value = inner.number(key, -100, 100)
         if value is None:
             raise inner.wrong(key, "a number", None)
@@ -165,8 +167,8 @@ def read_metadata(fields: Fields) -> dict[str, str]:
         raise invalid(message, "metadata", "object_above_max_properties")
     found: dict[str, str] = {}
     for key in inner.body:
-        if len(key) > 64 or "\x00" in key:
-            message = "A key of 'metadata' is longer than 64 characters or holds NUL."
+        if len(key) > 64:
+            message = "A key of 'metadata' is longer than 64 characters."
             raise invalid(message, "metadata", "string_above_max_length")
         value = inner.text(key, 512)
         if value is None:
@@ -213,11 +215,14 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
     user = fields.text("user", 512)
     salt = fields.text("cache_salt", 512)
     identifier = fields.text("safety_identifier", 512)
+    if identifier is not None and user is not None and user != identifier:
+        noted.append("user")
     return {
         "id": request_id,
         "api": api,
         "created": time.time(),
         "user": identifier if identifier is not None else user,
+        "left_open": [name for name in MODEL_CHOOSES if fields.raw(name) is None],
         "key": key,
         "metadata": read_metadata(fields),
         "priority": (fields.integer("priority", -(2**31), 2**31 - 1) or 0) + TIERS.get(used, 0),

@@ -3,6 +3,7 @@
 Chunks are preformatted: per chunk only the new text is encoded (0.13 µs against 4 µs for a full dump).
 """
 
+import codecs
 from typing import Any, Protocol
 
 import msgspec
@@ -191,7 +192,7 @@ class ChatReply(Common):
     def _logprobs(self, entries: list[TokenLogprob]) -> dict[str, Any]:
         def shown(id: int, logprob: float) -> dict[str, Any]:
             text, raw = self.answer.provider.token(id)
-            return {"token": text, "logprob": finite(logprob), "bytes": list(raw)}
+            return {"token": text, "logprob": finite(logprob), "bytes": list(raw) or None}
 
         content = [
             {**shown(e.token_id, e.logprob), "top_logprobs": [shown(i, value) for i, value in e.top]}
@@ -211,6 +212,7 @@ class CompletionReply(Common):
         super().__init__(answer, options)
         self._opened: set[int] = set()
         self._offset: dict[int, int] = {}
+        self._decoders: dict[int, codecs.IncrementalDecoder] = {}
 
     def chunks(self, delta: Delta) -> bytes:
         text = delta.text
@@ -253,18 +255,28 @@ class CompletionReply(Common):
         return echo[index // self.answer.prepared.params.n] if echo else ""
 
     def _logprobs(self, index: int, entries: list[TokenLogprob]) -> dict[str, Any]:
-        """The legacy shape: parallel lists. Offsets count characters of the choice's text, echo included."""
+        """The legacy shape: parallel lists. Offsets count characters of the choice's text, echo included.
+
+        A token that is part of a character is spelt ``bytes:\\xf0\\x9f``, as vLLM has it, and lies where its
+        character begins.
+        """
+        decoder = self._decoders.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
+        shows_special = not self.answer.prepared.params.skip_special_tokens
         tokens: list[str] = []
         offsets: list[int] = []
         tops: list[dict[str, float]] = []
         place = self._offset.get(index, len(self._echo(index)))
         for entry in entries:
-            text, _ = self.answer.provider.token(entry.token_id)
-            tokens.append(text)
+            text, raw = self.answer.provider.token(entry.token_id)
+            name = spelt(text, raw)
+            tokens.append(name)
             offsets.append(place)
-            place += len(text)
-            top = {self.answer.provider.token(i)[0]: finite(value) for i, value in reversed(entry.top)}
-            tops.append({**dict(reversed(top.items())), text: finite(entry.logprob)})
+            if raw:
+                place += len(decoder.decode(raw))
+            elif shows_special:
+                place += len(text)
+            top = {spelt(*self.answer.provider.token(i)): finite(value) for i, value in reversed(entry.top)}
+            tops.append({**dict(reversed(top.items())), name: finite(entry.logprob)})
         self._offset[index] = place
         return {
             "tokens": tokens,
@@ -272,6 +284,15 @@ class CompletionReply(Common):
             "top_logprobs": tops if self.answer.prepared.params.logprobs else None,
             "text_offset": offsets,
         }
+
+
+def spelt(text: str, raw: bytes) -> str:
+    """A token's text, or its bytes where they are no text of their own."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+    return text
 
 
 def finite(logprob: float) -> float:

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 
 import uvicorn
 import uvloop
@@ -18,6 +18,7 @@ from galley.config import Config
 from galley.endpoint.access import check_bind
 from galley.endpoint.app import build_app
 from galley.endpoint.keys import KeyStore
+from galley.endpoint.protocol import Protocol
 from galley.endpoint.state import Keeping, State
 from galley.errors import ConfigError
 from galley.model.store import Entry, Store
@@ -28,6 +29,8 @@ __all__ = ["Server", "serve"]
 
 DRAIN_S = 30.0
 """How long running answers may go on after SIGTERM."""
+LINGER_S = 5.0
+"""How long the last bytes may take to reach a client after that; then its connection is cut."""
 
 
 def say(line: str) -> None:
@@ -50,7 +53,8 @@ def serve(config: Config) -> None:
     options = EngineOptions(
         **{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__}
     )
-    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options))
+    costs = config.home / "cost"
+    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options, costs=costs, measure=True))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
 
@@ -109,7 +113,7 @@ class Server:
         self._listener = Listener(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="off",
                 log_level="warning",
@@ -121,7 +125,7 @@ class Server:
         )
         self._signals = 0
         self._failure: Exception | None = None
-        self._draining: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
     @property
     def port(self) -> int:
@@ -149,12 +153,14 @@ class Server:
         finally:
             opened = await loading
             await self.state.stop()
+            await self._settle()
             if opened is not None:
                 opened.close()
             self.receipts.close()
         if self._failure is not None:
             raise self._failure
-        say("stopped; every receipt is written" if self.receipts.fault is None else "stopped, with faults")
+        whole = self.receipts.fault is None and not self.router.active
+        say("stopped; every receipt is written" if whole else "stopped, with faults")
 
     async def _load(self) -> Opened | None:
         try:
@@ -162,7 +168,7 @@ class Server:
         except Exception as error:  # the listener must stop first, then the caller gets it
             self._failure = error
             self.router.fail(str(error))
-            self._listener.should_exit = True
+            self._leave(self._close())
             return None
         for note in opened.notes:
             say(note)
@@ -179,10 +185,15 @@ class Server:
         self._signals += 1
         if self._signals > 1:
             say("stopping now; running answers are cancelled")
-            self._listener.should_exit = True
-            self._listener.force_exit = True
-        elif self._draining is None:
-            self._draining = asyncio.ensure_future(self._drain())
+            self._leave(self._abort())
+        else:
+            self._leave(self._drain())
+
+    def _leave(self, work: Coroutine[None, None, None]) -> None:
+        # Kept until done: a task that nobody refers to may be collected.
+        task = asyncio.ensure_future(work)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _drain(self) -> None:
         self.router.drain()
@@ -191,7 +202,35 @@ class Server:
         end = time.monotonic() + self._drain_s
         while self.router.active and time.monotonic() < end:
             await asyncio.sleep(0.02)
+        if self.router.active:
+            say(f"{self.router.active} answers did not end in time; they are cancelled")
+            await self.router.abort()
+        await self._close()
+
+    async def _abort(self) -> None:
+        self.router.drain()
+        await self.router.abort()
+        await self._close()
+
+    async def _close(self) -> None:
+        """Let the exchanges under way end, cut those that do not, then stop listening.
+
+        Cut before uvicorn would cancel them: a lost connection is an end that leaves a receipt.
+        """
+        await self._settle()
         self._listener.should_exit = True
+
+    async def _settle(self) -> None:
+        state = self._listener.server_state
+        end = time.monotonic() + LINGER_S
+        while state.tasks and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        if not state.tasks:
+            return
+        for connection in list(state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.wait(state.tasks, timeout=LINGER_S)
 
 
 def bind(host: str, port: int) -> socket.socket:

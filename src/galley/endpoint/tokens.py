@@ -1,10 +1,12 @@
 """``/tokenize``, ``/detokenize``, ``/apply-template``: looking at what a model would see. No receipt: nothing
 is generated."""
 
+import asyncio
 import inspect
 import time
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -16,10 +18,21 @@ from galley.endpoint.keys import Principal
 from galley.endpoint.wire import Fields, header_list, parse_object
 from galley.errors import ContextLengthExceeded
 from galley.providers.base import ModelCard, Provider
+from galley.providers.local import OFF_LOOP
 from galley.router.router import Router
 from galley.types import Request, SamplingParams
 
 __all__ = ["ApplyTemplate", "CountTokens", "Detokenize", "Tokenize"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def beside(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Large work goes to a thread, so that it stalls no stream; small work is done sooner than sent."""
+    if size > OFF_LOOP:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    return work(*args, **kwargs)
 
 
 class TokenDoor(ABC):
@@ -84,10 +97,11 @@ class Tokenize(TokenDoor):
             ids = (await provider.prepare(self.chat(fields, card.id))).prompts[0]
         else:
             prompt = fields.checked(fields.need("prompt"), "prompt")
-            ids = provider.encode(prompt, special=fields.boolean("add_special_tokens", True))
+            special = fields.boolean("add_special_tokens", True)
+            ids = await beside(len(prompt), provider.encode, prompt, special=special)
         found: dict[str, Any] = {"count": len(ids), "max_model_len": card.context, "tokens": ids}
         if fields.boolean("return_token_strs"):
-            found["token_strs"] = [provider.token(id)[0] for id in ids]
+            found["token_strs"] = await beside(len(ids), lambda: [provider.token(id)[0] for id in ids])
         return found, fields.rest()
 
 
@@ -97,7 +111,8 @@ class Detokenize(TokenDoor):
     async def answer(self, fields: Fields, principal: Principal) -> tuple[dict[str, Any], list[str]]:
         _, provider = self.find(fields, principal)
         fields.need("tokens")
-        return {"prompt": provider.decode(fields.integers("tokens") or [])}, fields.rest()
+        ids = fields.integers("tokens") or []
+        return {"prompt": await beside(len(ids), provider.decode, ids)}, fields.rest()
 
 
 class ApplyTemplate(TokenDoor):
@@ -105,7 +120,8 @@ class ApplyTemplate(TokenDoor):
 
     async def answer(self, fields: Fields, principal: Principal) -> tuple[dict[str, Any], list[str]]:
         card, provider = self.find(fields, principal)
-        return {"prompt": provider.render(self.chat(fields, card.id))}, fields.rest()
+        # A template is a program: how long it takes does not follow from the size of the messages.
+        return {"prompt": await asyncio.to_thread(provider.render, self.chat(fields, card.id))}, fields.rest()
 
 
 class CountTokens(TokenDoor):

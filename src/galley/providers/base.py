@@ -44,6 +44,12 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens found there."""
     preemptions: int = 0
     steps: int = 0
+    predicted_steps: int = 0
+    """Steps run under a cost model; the three below are sums over them, in seconds."""
+    step_seconds: float = 0.0
+    step_predicted_seconds: float = 0.0
+    step_error_seconds: float = 0.0
+    """Of absolute differences."""
 
 
 class Meter:
@@ -142,7 +148,7 @@ class Provider(Protocol):
         ...
 
     def token(self, id: int) -> tuple[str, bytes]:
-        """A token as text (a special one as its name) and as raw bytes."""
+        """A token as text and as raw bytes; a special one as its name, with no bytes."""
         ...
 
     def encode(self, text: str, *, special: bool) -> list[int]:

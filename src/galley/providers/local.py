@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from galley import __version__
-from galley.errors import ContextLengthExceeded, EngineFault, InvalidRequest
+from galley.errors import BadModelFile, ContextLengthExceeded, EngineFault, InvalidRequest
 from galley.model.model import Model
 from galley.providers.base import Load, Meter, ModelCard, Prepared
 from galley.providers.outbox import Outbox
@@ -44,6 +44,10 @@ class LocalProvider:
         self.name = "local"
         self.model = model
         self.engine = engine
+        try:
+            sampling.check(SamplingParams(**model.defaults), model.tokenizer.vocab_size)
+        except InvalidRequest as error:
+            raise BadModelFile(str(model.path), "metadata[general.sampling]", error.message) from error
         self.context = min(context or engine.context, engine.context)
         backend = engine.backend
         code = f"galley {__version__} {backend.name} {backend.isa} {backend.fingerprint}"
@@ -69,6 +73,11 @@ class LocalProvider:
     async def prepare(self, request: Request) -> Prepared:
         """See ``Provider.prepare``. Adds the seed when the request has none, and each prompt's room."""
         params = request.params
+        open_names = {
+            name: self.model.defaults[name] for name in request.left_open if name in self.model.defaults
+        }
+        if open_names:
+            params = msgspec.structs.replace(params, **open_names)
         if params.seed is None:
             # 53 bits: exact in every JSON reader, JavaScript's included.
             params = msgspec.structs.replace(params, seed=secrets.randbits(53))
@@ -126,16 +135,19 @@ class LocalProvider:
             prefix_hits=stats.cache_hit_tokens,
             preemptions=stats.preemptions,
             steps=stats.steps,
+            predicted_steps=stats.forecast.steps,
+            step_seconds=stats.forecast.seconds,
+            step_predicted_seconds=stats.forecast.predicted_s,
+            step_error_seconds=stats.forecast.error_s,
         )
 
     def token(self, id: int) -> tuple[str, bytes]:
         """See ``Provider.token``."""
         tokenizer = self.model.tokenizer
+        if tokenizer.is_special(id):
+            return tokenizer.token_str(id), b""
         raw = tokenizer.token_bytes(id)
-        if raw and not tokenizer.is_special(id):
-            return raw.decode("utf-8", "replace"), raw
-        name = tokenizer.token_str(id)
-        return name, name.encode()
+        return raw.decode("utf-8", "replace"), raw
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """See ``Provider.encode``. Control tokens spelt out in the text stay text."""

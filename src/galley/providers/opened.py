@@ -1,8 +1,10 @@
 """Opening a model for running: file, memory plan, backend, engine, provider, in the one right order."""
 
 import contextlib
+import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -11,10 +13,15 @@ from galley.errors import ConfigError
 from galley.model.model import Model
 from galley.providers.local import LocalProvider
 from galley.runtime.backend import native_missing, open_backend
+from galley.runtime.cost import CostModel
+from galley.runtime.costbook import CostBook, Found
 from galley.runtime.engine import Engine
 from galley.runtime.memory import plan_memory
+from galley.runtime.processors import Processors
 
 __all__ = ["EngineOptions", "Opened", "memory_available"]
+
+log = logging.getLogger(__name__)
 
 BLOCK = 16
 """Tokens in a KV block, of both backends."""
@@ -60,12 +67,26 @@ class Opened:
 
     Raises BadModelFile, TemplateError, ConfigError.
 
+    Args:
+        costs: folder of measured cost models; the one that fits is used. None: no cost model.
+        measure: where none fits, measure in idle time and keep it there.
+        threaded: start the engine's own thread; without it the caller drives ``engine.turn``.
+
     Attributes:
+        warning: why the backend is not the one hoped for, if so.
         notes: what a user should be told at start, one line each, warnings first.
     """
 
     def __init__(
-        self, path: Path, name: str, options: EngineOptions, *, available: int | None = None
+        self,
+        path: Path,
+        name: str,
+        options: EngineOptions,
+        *,
+        available: int | None = None,
+        costs: Path | None = None,
+        measure: bool = False,
+        threaded: bool = True,
     ) -> None:
         with contextlib.ExitStack() as opened:
             self.model = Model.open(path, name)
@@ -98,6 +119,9 @@ class Opened:
                 isa=options.isa,
             )
             opened.callback(backend.close)
+            threads = Processors.read().threads(backend.threads)
+            book = CostBook(costs, backend, self.model.weights_digest) if costs is not None else None
+            known = book.read() if book is not None else Found(None, None)
             self.engine = Engine(
                 backend,
                 eos_ids=self.model.tokenizer.eos_ids,
@@ -106,12 +130,17 @@ class Opened:
                 max_queue=options.max_queue,
                 context=options.context,
                 model_key=self.model.weights_digest,
+                cost=known.model,
+                measure=partial(_keep, book) if measure and book is not None else None,
             )
             opened.callback(self.engine.close)
-            self.engine.start()
+            if threaded:
+                self.engine.start()
             self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
             card = self.provider.cards[0]
-            self.notes = [f"warning: {warning}"] if warning else []
+            self.memory = memory
+            self.warning = warning
+            self.notes = [f"warning: {text}" for text in (warning, known.problem, *threads.warnings) if text]
             self.notes += [
                 f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",
                 f"backend {backend.name}, {backend.isa}, {backend.threads} threads",
@@ -122,3 +151,11 @@ class Opened:
     def close(self) -> None:
         """Cancel what runs, stop the engine, free weights and KV. Idempotent."""
         self._opened.close()
+
+
+def _keep(book: CostBook, model: CostModel) -> None:
+    """Write a cost model down; a disk that cannot take it costs the next start a measurement, no more."""
+    try:
+        book.write(model)
+    except OSError as error:
+        log.warning("the cost model cannot be kept in %s: %s", book.path, error)

@@ -50,6 +50,7 @@ class Router:
         self.failure: str | None = None
         self.active = 0
         """Requests between arrival and receipt."""
+        self.running: set[Answer] = set()
         for provider in providers:
             self.add(provider)
 
@@ -66,6 +67,11 @@ class Router:
     def drain(self) -> None:
         """Admit no more requests; those running go on (CAN-6)."""
         self.state = "draining"
+
+    async def abort(self) -> None:
+        """Cancel whatever runs, and wait until the engine has let go of it. Each answer then ends with an
+        error of code ``cancelled``, and with its receipt once its reader has taken that."""
+        await asyncio.gather(*(answer.abort() for answer in list(self.running)))
 
     def admit(self) -> None:
         """Raises Overloaded unless requests are being taken."""
@@ -145,12 +151,15 @@ class Answer:
         self._meter = Meter(capture=request.capture)
         self._route: Route | None = None
         self._run: Run | None = None
+        self._aborted = False
 
     async def __aenter__(self) -> "Answer":
         self._router.active += 1
+        self._router.running.add(self)
         try:
             self._route, self.provider, self.card = self._router.route(self.request)
             self.prepared = await self.provider.prepare(self.request)
+            self._check_aborted()
             self._run = await self.provider.start(self.prepared, self._meter)
         except BaseException as error:
             await self._settle(error)
@@ -167,6 +176,18 @@ class Answer:
         assert self._run is not None
         async for delta in self._run.deltas():
             yield delta
+        if len(self._meter.finish) < self.prepared.count:
+            self._check_aborted()
+
+    async def abort(self) -> None:
+        """End it now, from outside: its reader gets an error of code ``cancelled``. Idempotent."""
+        self._aborted = True
+        if self._run is not None:
+            await self._run.stop()
+
+    def _check_aborted(self) -> None:
+        if self._aborted:
+            raise GalleyError("The server was stopped before the answer was complete.", code="cancelled")
 
     def usage(self) -> Usage:
         """Tokens so far; final once ``deltas`` has ended."""
@@ -179,6 +200,7 @@ class Answer:
                 await asyncio.shield(asyncio.ensure_future(self._run.stop()))
         finally:
             self._router.active -= 1
+            self._router.running.discard(self)
             self._finish(error)
 
     def _finish(self, error: BaseException | None) -> None:
@@ -214,7 +236,7 @@ class Answer:
             return "error"
         if error is None and prepared is not None and len(self._meter.finish) == prepared.count:
             return "ok"
-        if self._gone():
+        if self._gone() and not self._aborted:
             return "disconnected"
         if error is None or isinstance(error, (GalleyError, asyncio.CancelledError, GeneratorExit)):
             return "cancelled"

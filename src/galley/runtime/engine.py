@@ -9,11 +9,13 @@ from threading import Condition, Thread
 
 from galley.errors import ConfigError, EngineFault, GalleyError, InvalidRequest, Overloaded
 from galley.runtime.backend.base import Backend
+from galley.runtime.cost import CostModel
 from galley.runtime.loop import Loop
 from galley.runtime.mailbox import Mailbox, Stream
 from galley.runtime.meter import Costs, JobMeter
 from galley.runtime.out import StepOut
 from galley.runtime.policy import Policy
+from galley.runtime.probe import IdleProbe
 from galley.runtime.scheduler import Scheduler
 from galley.runtime.stats import EngineStats
 from galley.types import SamplingParams
@@ -21,6 +23,9 @@ from galley.types import SamplingParams
 __all__ = ["Engine", "EngineStats", "JobMeter", "StepOut", "build_scheduler"]
 
 log = logging.getLogger(__name__)
+
+IDLE_S = 1.0
+"""Silence after which idle time is used for measuring."""
 
 
 def build_scheduler(
@@ -34,6 +39,7 @@ def build_scheduler(
     model_key: str = "",
     chunk: int | None = None,
     policy: Policy | None = None,
+    cost: CostModel | None = None,
 ) -> Scheduler:
     """A scheduler of the backend's sizes.
 
@@ -63,6 +69,7 @@ def build_scheduler(
         costs=Costs.of(
             spec, weight_bytes=backend.weight_bytes, kv_bytes_per_token=backend.kv_bytes_per_token
         ),
+        cost=cost,
     )
 
 
@@ -75,6 +82,9 @@ class Engine:
         max_jobs, max_queue: most running and most waiting choices.
         context: most tokens of prompt and output; None is what model and KV memory allow.
         model_key: digest of the weights; part of every KV key.
+        cost: what a step takes, where known (``runtime.cost``).
+        measure: without ``cost``, measure it in the first idle second of the engine's thread; the model is
+            then handed to this function, to keep it.
         clock: monotonic seconds.
     """
 
@@ -90,6 +100,8 @@ class Engine:
         model_key: str = "",
         chunk: int | None = None,
         policy: Policy | None = None,
+        cost: CostModel | None = None,
+        measure: Callable[[CostModel], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
@@ -103,7 +115,9 @@ class Engine:
             model_key=model_key,
             chunk=chunk,
             policy=policy,
+            cost=cost,
         )
+        self._probe = IdleProbe(self.scheduler, backend, found=measure) if measure and not cost else None
         self.loop = Loop(self.scheduler, backend, clock=clock, arrivals=self._arrivals)
         self.context = self.scheduler.admission.room
         self.violations = 0
@@ -262,6 +276,7 @@ class Engine:
             draining=self._draining,
             faults=self.loop.faults,
             violations=self.violations,
+            forecast=self.loop.forecast,
         )
 
     def _tell(self, job_id: str, well: bool) -> None:
@@ -281,14 +296,30 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._submits or self._verdicts or self._closing or self.scheduler.busy):
+                while not self._wanted():
                     if self._clock() - self._checked_at > 60.0:
                         self._check()
-                    self._wake.wait()
+                    if not self._wake.wait(IDLE_S if self._probe is not None else None):
+                        break
                 if self._closing:
                     break
-            self._step()
+            if self._wanted():
+                self._step()
+            else:
+                self._measure()
         self._shut()
+
+    def _wanted(self) -> bool:
+        return bool(self._submits or self._verdicts or self._closing or self.scheduler.busy)
+
+    def _measure(self) -> None:
+        """Some idle time, for the cost model. Failing, it is left alone: serving does not need it."""
+        try:
+            if self._probe is not None and self._probe.run(self._wanted):
+                self._probe = None
+        except Exception:
+            log.exception("measuring the cost of a step failed; going on without a cost model")
+            self._probe = None
 
     def _step(self) -> None:
         """Inbox, one step, outbox. Nothing that goes wrong in it ends the thread."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from galley.errors import EngineFault
 from galley.runtime.backend.base import Backend
+from galley.runtime.cost import Forecast, shape_of
 from galley.runtime.job import Job
 from galley.runtime.out import StepOut
 from galley.runtime.plan import Drawn, Draws, Plan, Rows
@@ -33,6 +34,8 @@ class Loop:
         self.clock = clock
         self.arrivals = arrivals
         self.faults = 0
+        self.forecast = Forecast()
+        """What the scheduler's cost model said of the steps, against what they took."""
         self._draws = Draws()
         self._drawing: list[Job] = []
 
@@ -43,6 +46,9 @@ class Loop:
         if plan.rows:
             fault: EngineFault | None = None
             drawn = Drawn([], [], [], [])
+            cost = scheduler.cost
+            predicted = None if cost is None else cost.predict(*shape_of(plan))
+            began = self.clock()
             try:
                 rows = self.rows(plan)
                 backend.run(rows)
@@ -59,6 +65,8 @@ class Loop:
             except BaseException:  # Ctrl-C offline: leave a scheduler that can go on
                 scheduler.fail(plan, EngineFault("the step was interrupted"), self.clock())
                 raise
+            if predicted is not None and fault is None:
+                self.forecast.note(predicted, self.clock() - began)
             if self.arrivals is not None:
                 self.arrivals()
             if fault is None:

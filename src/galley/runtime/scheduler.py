@@ -7,6 +7,7 @@ from galley.kv.pool import Pool
 from galley.kv.table import Table
 from galley.kv.tree import Namespace, Node, Tree
 from galley.runtime.admission import Admission
+from galley.runtime.cost import CostModel
 from galley.runtime.deadlines import Deadlines
 from galley.runtime.integrity import violations
 from galley.runtime.job import Job, State
@@ -28,13 +29,12 @@ class Scheduler:
 
     Args:
         num_blocks, block_size: the backend's KV arena.
-        vocab: prompt ids must lie below it.
-        context: most tokens of prompt and output together.
+        vocab: prompt ids must lie below it. context: most tokens of prompt and output together.
         eos: ids that end an output unless ``ignore_eos``.
         token_budget: most tokens in a step (SCH-1). chunk: most prompt tokens of one job in a step.
         max_jobs: most jobs running at once. max_queue: most waiting ones; beyond it submit is refused.
         model_key: separates prefix trees of different weights or numerics (KV-5).
-        costs: constants for the meters.
+        costs: constants for the meters. cost: what a step takes, where known; may be set later.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Scheduler:
         model_key: str = "",
         policy: Policy | None = None,
         costs: Costs | None = None,
+        cost: CostModel | None = None,
     ) -> None:
         for name, value in (("token_budget", token_budget), ("max_jobs", max_jobs), ("chunk", chunk)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        self.num_blocks = num_blocks
-        self.block_size = block_size
+        self.num_blocks, self.block_size = num_blocks, block_size
         self.eos = eos
         self.token_budget = token_budget
         self.chunk = token_budget if chunk is None else chunk
@@ -65,7 +65,7 @@ class Scheduler:
         self.max_queue = max_queue
         self.model_key = model_key
         self.policy = policy or Policy()
-        self.costs = costs or Costs()
+        self.costs, self.cost = costs or Costs(), cost
         self.counters = Counters()
         self.tree = Tree(Pool(num_blocks), block_size)
         self.admission = Admission(self.tree, self.policy, vocab=vocab, context=context)
@@ -356,7 +356,7 @@ class Scheduler:
         self.queue = Queue(self.queue.age_s)
 
     def check(self) -> list[str]:
-        """Violations of the KV invariants and of the job book-keeping, in words. O(N + tables)."""
+        """What is wrong with blocks and jobs, in words. O(N + tables)."""
         return violations(self)
 
     def _land(self, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from galley.runtime.cost import Forecast
 from galley.runtime.scheduler import Scheduler
 
 __all__ = ["EngineStats"]
@@ -31,10 +32,19 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     violations: int
     context: int
     block_size: int
+    forecast: Forecast
+    """Of the steps run under a cost model."""
 
     @classmethod
     def of(
-        cls, scheduler: Scheduler, *, inbox: int, draining: bool, faults: int, violations: int
+        cls,
+        scheduler: Scheduler,
+        *,
+        inbox: int,
+        draining: bool,
+        faults: int,
+        violations: int,
+        forecast: Forecast,
     ) -> "EngineStats":
         """Read them; cheap, and safe beside a running engine thread."""
         counters, pool = scheduler.counters, scheduler.pool
@@ -60,4 +70,5 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
             violations=violations,
             context=scheduler.admission.room,
             block_size=scheduler.block_size,
+            forecast=msgspec.structs.replace(forecast),
         )

@@ -1,6 +1,7 @@
 """The line protocol against a small child process."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from benchmarks.protocol import Driver, DriverError
@@ -13,6 +14,8 @@ for line in sys.stdin:
         break
     if verb == "die":
         sys.exit(3)
+    if verb == "hang":
+        threading.Event().wait()
     if verb == "spin":
         threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()
     reply = {"error": "no such verb"} if verb == "bad" else {"verb": verb, "rest": rest}
@@ -49,3 +52,17 @@ def test_an_idle_process_rests_and_a_spinning_one_does_not(child: Driver) -> Non
     child.ask("spin")
     with pytest.raises(DriverError, match="busy"):
         child.rest(patience_s=0.3)
+
+
+def test_a_child_that_never_answers_is_killed(child: Driver) -> None:
+    with pytest.raises(DriverError, match="died during 'hang'"):
+        child.ask("hang", patience_s=0.2)
+
+
+def test_last_words_are_told_where_they_are_kept(tmp_path: Path) -> None:
+    code = "import sys; input(); sys.exit('out of cake')"
+    with (
+        Driver("child", [sys.executable, "-c", code], log=tmp_path / "log") as driver,
+        pytest.raises(DriverError, match="exit status 1: out of cake"),
+    ):
+        driver.ask("hello")

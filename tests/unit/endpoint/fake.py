@@ -1,6 +1,7 @@
 """A provider without a model: bytes are tokens, the answer is scripted. For tests of everything above it."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import msgspec
 
 from galley.errors import ContextLengthExceeded, GalleyError, InvalidRequest, Overloaded
 from galley.providers.base import Load, Meter, ModelCard, Prepared
+from galley.runtime.sampling import params as sampling
 from galley.types import Delta, Digests, Receipt, Request, TokenLogprob
 
 
@@ -47,10 +49,13 @@ class FakeProvider:
         name: str = "fake-1b",
         context: int = 100,
         script: tuple[Delta, ...] = (),
+        tokens: tuple[bytes, ...] = (),
     ) -> None:
         self.name = "fake"
         self.words = words
         self.step_s = step_s
+        self.tokens = tokens
+        """Ids of each word, when they are not to be its first character's."""
         self.fault = fault
         self.fault_at = fault_at
         self.full = full
@@ -63,6 +68,8 @@ class FakeProvider:
         self.running = 0
         self.steps = 0
         self.seen: list[Request] = []
+        self.gate: threading.Event | None = None
+        """Keeps encode, decode and render waiting, as large work does."""
 
     async def prepare(self, request: Request) -> Prepared:
         self.seen.append(request)
@@ -71,6 +78,7 @@ class FakeProvider:
         params = request.params
         if params.seed is None:
             params = msgspec.structs.replace(params, seed=42)
+        sampling.check(params, 256)
         room = []
         for ids in prompts:
             left = self.context - len(ids)
@@ -95,17 +103,22 @@ class FakeProvider:
         return Load(running=self.running, blocks_total=8, blocks_free=8 - self.running, block_size=16)
 
     def token(self, id: int) -> tuple[str, bytes]:
+        if id >= 128:  # a byte of a longer character
+            return "\ufffd", bytes([id])
         return chr(id), chr(id).encode()
 
     def encode(self, text: str, *, special: bool) -> list[int]:
+        assert self.gate is None or self.gate.wait(10)
         return ([1] if special else []) + list(text.encode())
 
     def decode(self, ids: list[int]) -> str:
+        assert self.gate is None or self.gate.wait(10)
         if any(not 0 <= id < 256 for id in ids):
             raise InvalidRequest("outside", param="tokens[0]", code="invalid_token_id")
         return bytes(ids).decode("utf-8", "replace")
 
     def render(self, request: Request) -> str:
+        assert self.gate is None or self.gate.wait(10)
         return "".join(f"<{m['role']}>{m['content']}" for m in request.messages or ())
 
 
@@ -137,7 +150,7 @@ class FakeRun:
                 last = step == len(words) - 1
                 finish = "length" if job.completion_tokens >= most else "stop" if last else None
                 logprobs = None
-                if params.logprobs is not None:
+                if params.logprobs is not None and not provider.tokens:
                     top = [(65 + i, -0.5 * (i + 1)) for i in range(params.logprobs)]
                     logprobs = [TokenLogprob(ord(word[0]), -0.25, 1, top)]
                 if provider.script:
@@ -145,9 +158,12 @@ class FakeRun:
                     finish = given.finish or ("stop" if last else None)
                     delta = msgspec.structs.replace(given, index=index, finish=finish)
                 else:
-                    delta = Delta(
-                        index=index, text=word, token_ids=[ord(word[0])], logprobs=logprobs, finish=finish
-                    )
+                    if not provider.tokens:
+                        ids = [ord(word[0])]
+                    else:
+                        ids = list(provider.tokens[step])
+                        logprobs = [TokenLogprob(id, -0.25, 1, [(id, -0.25), (id ^ 1, -0.5)]) for id in ids]
+                    delta = Delta(index=index, text=word, token_ids=ids, logprobs=logprobs, finish=finish)
                 self.meter.note(delta)
                 if finish:
                     self.end(index)

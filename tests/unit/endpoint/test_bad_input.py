@@ -56,7 +56,12 @@ CHAT_CASES = [
     ({"stop": "a\x00"}, "stop", "invalid_value"),
     ({"stop": "x" * 2000}, "stop", "string_above_max_length"),
     ({"seed": 2**64}, "seed", "integer_above_max_value"),
+    ({"seed": -(2**63) - 1}, "seed", "integer_below_min_value"),
     ({"logit_bias": {"five": 1}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"0" * 5 + "99999999999": 1}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"256": 1}}, "logit_bias.256", "integer_above_max_value"),
+    ({"repetition_penalty": 11}, "repetition_penalty", "decimal_above_max_value"),
     ({"logit_bias": {"5": 101}}, "logit_bias.5", "decimal_above_max_value"),
     ({"logit_bias": {"5": "x"}}, "logit_bias.5", "invalid_type"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
@@ -84,6 +89,16 @@ CHAT_CASES = [
     ({"metadata": {"k": "x" * 513}}, "metadata.k", "string_above_max_length"),
     ({"stop_token_ids": ["a"]}, "stop_token_ids[0]", "invalid_type"),
     ({"service_tier": "gold"}, "service_tier", "invalid_value"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "unsupported_parameter"),
+    ({"use_beam_search": 0}, "use_beam_search", "unsupported_parameter"),
+    ({"functions": False}, "functions", "unsupported_parameter"),
+    ({"web_search_options": {}}, "web_search_options", "unsupported_parameter"),
+    ({"chat_template_kwargs": {"a": ["\x00"]}}, "chat_template_kwargs.a[0]", "invalid_value"),
+    ({"chat_template_kwargs": {"a\x00": 1}}, "chat_template_kwargs", "invalid_value"),
+    ({"metadata": {"a\x00": "x"}}, "metadata", "invalid_value"),
+    ({"fro\x00b": 1}, None, "invalid_value"),
+    ({"metadata": {"k" * 65: "x"}}, "metadata", "string_above_max_length"),
 ]
 
 
@@ -142,6 +157,10 @@ BODIES = [
     ),
     (b'{"model":"m","prompt":"ok","stop":["a","\\udc00\\ud800"]}', "stop[1]", "invalid_value"),
     (b'{"\\ud800": 1}', None, "invalid_value"),
+    (b'{"model":"m","max_tokens":' + b"9" * 5000 + b"}", "max_tokens", "integer_above_max_value"),
+    (b'{"model":"m","stop":[{"a":-' + b"9" * 5000 + b"}]}", "stop[0].a", "integer_below_min_value"),
+    (b'{"model":"m","n":1,"n":2}', "n", "duplicate_key"),
+    (b'{"model":"m","metadata":{"a":"x","\\u0061":"y"}}', "a", "duplicate_key"),
 ]
 
 
@@ -153,10 +172,10 @@ async def test_bodies_that_are_no_request(desk, body, param, code):
     assert (await desk.receipt(response))["status"] == "error"
 
 
-async def test_oversize_body_is_413(open_desk):
+async def test_oversize_body_is_refused(open_desk):
     desk = open_desk(max_body=1000)
     response = await desk.complete(prompt="x" * 1001)
-    assert response.status_code == 413
+    assert response.status_code == 400 and response.headers["x-should-retry"] == "false"
     assert response.json()["error"]["code"] == "request_too_large"
     assert (await desk.complete(prompt="x" * 50)).status_code == 200
 
@@ -223,3 +242,56 @@ async def test_paths_and_methods_that_are_not_there(desk):
     wrong = await desk.http.get("/v1/completions")
     assert wrong.status_code == 405 and wrong.json()["error"]["code"] == "method_not_allowed"
     assert wrong.headers["allow"] == "POST"
+
+
+async def test_values_that_ask_for_nothing_are_taken(desk):
+    response = await desk.chat(
+        functions=[], use_beam_search=False, think=False, repeat_penalty=1.0, mirostat=0
+    )
+    assert response.status_code == 200 and "x-galley-ignored-params" not in response.headers
+
+
+async def test_backslashes_before_u0000_are_text(desk):
+    body = rb'{"model":"fake-1b","prompt":"a\\u0000"}'
+    assert (await desk.http.post("/v1/completions", content=body)).status_code == 200
+
+
+async def test_second_name_of_the_user_is_not_dropped_unseen(desk):
+    response = await desk.chat(user="old", safety_identifier="new")
+    assert response.headers["x-galley-ignored-params"] == "user"
+    receipt = await desk.receipt(response)
+    assert (receipt["user"], receipt["ignored_params"]) == ("new", ["user"])
+    assert "x-galley-ignored-params" not in (await desk.chat(user="a", safety_identifier="a")).headers
+
+
+async def test_encoded_body_is_told_by_its_header(desk):
+    response = await desk.http.post(
+        "/v1/completions", content=b"\x1f\x8b\x00", headers={"content-encoding": "gzip"}
+    )
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "unsupported_content_encoding")
+    assert "'gzip'" in error["message"]
+    assert (await desk.receipt(response))["error"]["code"] == error["code"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/chat/completions/"), ("GET", "/v1/models/"), ("GET", "/health/")]
+)
+async def test_path_with_a_slash_too_many_is_an_error_object(desk, method, path):
+    response = await desk.http.request(method, path)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (404, "not_found")
+    assert response.headers["x-galley-hint"] == f"try {path[:-1]}"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_request_turned_away_at_the_door_leaves_a_receipt(open_desk, path):
+    desk = open_desk(keys=["sk-right"])
+    for headers, status in (({}, 401), ({"host": "evil.example"}, 403)):
+        response = await desk.http.post(path, json={}, headers=headers)
+        assert response.status_code == status
+        receipt = desk.store.get(response.headers["x-galley-receipt"])
+        assert receipt is not None and receipt.error is not None
+        assert (receipt.status, receipt.error["status"]) == ("error", status)
+        assert receipt.request_id == response.headers["x-request-id"]
+    assert "x-galley-receipt" not in (await desk.http.get("/v1/models")).headers

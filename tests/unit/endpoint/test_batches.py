@@ -250,7 +250,7 @@ async def test_files(desk):
 async def test_an_upload_over_the_limit_leaves_nothing(open_desk, tmp_path):
     desk = open_desk(keeping=Keeping(max_file=1000))
     refused = await upload(desk, b"x" * 5000)
-    assert refused.status_code == 413
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "request_too_large"
     assert list((tmp_path / "home" / "files").iterdir()) == []
 
 

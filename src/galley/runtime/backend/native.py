@@ -8,11 +8,12 @@ import numpy.typing as npt
 from galley.errors import ConfigError, EngineFault
 from galley.model.spec import ModelSpec
 from galley.runtime.plan import Drawn, Draws, Rows
+from galley.runtime.processors import Processors
 
 if TYPE_CHECKING:
     from galley.model.gguf import GGUF
 
-KERNEL_REVISION = 2
+KERNEL_REVISION = 4
 """Raised whenever a kernel, layout or reduction order changes the bits of a result."""
 
 
@@ -24,8 +25,10 @@ class NativeBackend:
     of quantised matrices are int8 with one scale per 16 values.
 
     Args:
-        threads: None takes one per processor in the affinity mask.
+        threads: None takes what ``Processors.threads`` chooses.
         num_blocks: KV blocks of 16 tokens. The arena is reserved at once and touched only as it is used.
+        kv: ``f16``, or ``int8`` with one scale per token and kv head: half the memory and half the bytes that
+            a long context reads, at a small cost in accuracy (docs/ACCURACY.md).
         isa: force ``avx512-vnni``, ``avx2`` or ``portable``; None takes the best this processor has.
 
     Raises:
@@ -38,7 +41,14 @@ class NativeBackend:
     block_size = 16
 
     def __init__(
-        self, gguf: "GGUF", spec: ModelSpec, *, threads: int | None, num_blocks: int, isa: str | None = None
+        self,
+        gguf: "GGUF",
+        spec: ModelSpec,
+        *,
+        threads: int | None,
+        num_blocks: int,
+        isa: str | None = None,
+        kv: str = "f16",
     ) -> None:
         from galley import _native
 
@@ -49,7 +59,7 @@ class NativeBackend:
                 param="isa",
             )
         self.isa = isa or available[0]
-        self.threads = threads if threads is not None else _native.affinity_count()
+        self.threads = threads if threads is not None else Processors.read().threads().count
         self.spec = spec
         self.num_blocks = num_blocks
         tensors: dict[str, tuple[int, int, int, npt.NDArray[np.uint8]]] = {}
@@ -76,10 +86,10 @@ class NativeBackend:
             )
         }
         shape["rope_factors"] = list(spec.rope_factors or ())
-        self._model = _native.Model(shape, tensors, self.isa, self.threads, num_blocks)
+        self._model = _native.Model(shape, tensors, self.isa, self.threads, num_blocks, kv)
         self.weight_bytes = int(self._model.weight_bytes)
         self.kv_bytes_per_token = int(self._model.kv_bytes_per_token)
-        self.fingerprint = f"native-{KERNEL_REVISION}-{self.isa}-kvf16"
+        self.fingerprint = f"native-{KERNEL_REVISION}-{self.isa}-kv{kv}"
 
     def run(self, rows: Rows) -> None:
         """One forward step. See ``Backend.run``."""

@@ -1,8 +1,4 @@
-"""The engines that are compared with Galley: how each is installed, started and described.
-
-``python -m benchmarks.peers`` installs every peer into ``.bench/`` and prints what it got. To add one: a
-class with ``install``, ``start`` and ``describe``, and a driver that speaks ``benchmarks.protocol``.
-"""
+"""llama.cpp, built for this CPU from the source in a registry package: libllama and its server."""
 
 import hashlib
 import os
@@ -10,44 +6,28 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import click
 
+from benchmarks.peers.base import BENCH, SERVED_TOKENS, SLOTS, Model, Peer, Unsupported
 from benchmarks.protocol import Driver
-from benchmarks.report import ROOT
+from benchmarks.server import Server, free_port
 
-__all__ = ["BENCH", "PEERS", "LlamaCpp", "Peer"]
+__all__ = ["LlamaCpp"]
 
-BENCH = ROOT / ".bench"
-"""Everything the harness downloads or builds; not in version control."""
-
-
-class Peer(Protocol):
-    """What the harness needs of a peer."""
-
-    name: str
-
-    def install(self) -> None:
-        """Download and build what is missing. Idempotent."""
-        ...
-
-    def start(self) -> Driver:
-        """A fresh driver process. Raises FileNotFoundError when not installed."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Version, source, digest and flags, for the results."""
-        ...
+NATIVE = Path(__file__).resolve().parent.parent / "native"
 
 
-class LlamaCpp:
+class LlamaCpp(Peer):
     """llama.cpp from the source inside the llama-cpp-python sdist, built for this very CPU.
 
     A binary wheel would be compiled for a common denominator; a peer deserves all its instructions.
     """
 
     name = "llama.cpp"
+    reads_gguf = True
+    refused: ClassVar = {"shared": "libllama shares no prefixes by itself: see its server over HTTP"}
     package = "llama-cpp-python"
     version = "0.3.36"
     sha256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -59,8 +39,13 @@ class LlamaCpp:
         "-DLLAMA_CURL=OFF",
         "-DLLAMA_BUILD_TESTS=OFF",
         "-DLLAMA_BUILD_EXAMPLES=OFF",
-        "-DLLAMA_BUILD_SERVER=OFF",
+        "-DLLAMA_BUILD_SERVER=ON",
+        "-DLLAMA_BUILD_UI=OFF",
+        "-DLLAMA_USE_PREBUILT_UI=OFF",
+        "-DLLAMA_OPENSSL=OFF",
     )
+    megabytes = 77
+    """Of the source archive."""
 
     def __init__(
         self, folder: Path = BENCH, *, source: Path | None = None, build: Path | None = None
@@ -72,6 +57,11 @@ class LlamaCpp:
         self.source = source or unpacked
         self.build = build or folder / "llamacpp" / "build"
         self.driver = folder / "llamacpp-driver"
+
+    @property
+    def server(self) -> Path:
+        """The ``llama-server`` program."""
+        return self.build / "bin" / "llama-server"
 
     @property
     def quantize(self) -> Path:
@@ -90,11 +80,11 @@ class LlamaCpp:
                 ["cmake", "-S", str(self.source), "-B", str(self.build), *self.options], check=True
             )
             jobs = str(len(os.sched_getaffinity(0)))
-            targets = ["llama", "llama-quantize"]
+            targets = ["llama", "llama-quantize", "llama-server"]
             subprocess.run(
                 ["cmake", "--build", str(self.build), "-j", jobs, "--target", *targets], check=True
             )
-        code = Path(__file__).resolve().parent / "native" / "llamacpp_driver.cpp"
+        code = NATIVE / "llamacpp_driver.cpp"
         newest = max(code.stat().st_mtime, library.stat().st_mtime)
         if not self.driver.exists() or self.driver.stat().st_mtime < newest:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +96,9 @@ class LlamaCpp:
     def _download(self) -> None:
         self._sdist.parent.mkdir(parents=True, exist_ok=True)
         if not self._sdist.exists():
+            click.echo(
+                f"{self.megabytes} MB to download: {self.package} {self.version}, its source", err=True
+            )
             pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=:all:"]
             target = f"{self.package}=={self.version}"
             subprocess.run([*pip, "--dest", str(self._sdist.parent), target], check=True)
@@ -119,32 +112,31 @@ class LlamaCpp:
             raise FileNotFoundError(f"{self.driver}: run python -m benchmarks.peers first")
         return Driver(self.name, [str(self.driver)])
 
+    def prepare(self, model: Model) -> Path:
+        return model.gguf
+
+    def serve(self, model: Model, threads: int) -> Server:
+        """llama-server with a unified KV buffer, which its slots share, and automatic prompt cache."""
+        if not self.server.exists():
+            raise Unsupported(f"this build of llama.cpp has no llama-server ({self.server})")
+        port = free_port()
+        command = [str(self.server), "--model", str(model.gguf), "--port", str(port), *self.serving(threads)]
+        return Server(self.name, command, port=port, log=self._folder / "llama-server.log")
+
+    def serving(self, threads: int) -> list[str]:
+        """Flags of llama-server."""
+        room = ["--ctx-size", str(SERVED_TOKENS), "--parallel", str(SLOTS), "--kv-unified"]
+        return ["--threads", str(threads), *room]
+
     def describe(self) -> dict[str, Any]:
         with self.start() as driver:
             hello = driver.ask("hello")
         source = f"{self.package} {self.version} sdist, sha256 {self.sha256}"
-        return {**hello, "source": source, "options": list(self.options), "n_batch": 2048, "n_ubatch": 512}
-
-
-PEERS: dict[str, type[LlamaCpp]] = {"llama.cpp": LlamaCpp}
-"""By name. One for now."""
-
-
-@click.command()
-@click.option(
-    "--llamacpp-source", type=click.Path(exists=True, path_type=Path), help="An unpacked llama.cpp."
-)
-@click.option(
-    "--llamacpp-build", type=click.Path(exists=True, path_type=Path), help="Its finished native build."
-)
-def main(llamacpp_source: Path | None, llamacpp_build: Path | None) -> None:
-    """Install the peers into .bench/ (downloads a 77 MB source archive and compiles for some minutes)."""
-    if (llamacpp_source is None) != (llamacpp_build is None):
-        raise click.UsageError("--llamacpp-source and --llamacpp-build belong together")
-    peer = LlamaCpp(source=llamacpp_source, build=llamacpp_build)
-    peer.install()
-    click.echo(peer.describe())
-
-
-if __name__ == "__main__":
-    main()
+        return {
+            **hello,
+            "source": source,
+            "options": list(self.options),
+            "n_batch": 2048,
+            "n_ubatch": 512,
+            "serving": self.serving(2),
+        }

@@ -1,0 +1,1 @@
+"""What ``galley bench`` does: loads, timings and their figures. Nothing else in Galley imports this."""
