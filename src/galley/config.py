@@ -73,6 +73,13 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
 
 
+class Routing(msgspec.Struct, frozen=True, kw_only=True):
+    """Which models and providers there are besides the model served, and the policy among them."""
+
+    catalog: Path | None
+    """TOML; None is the local model alone."""
+
+
 class Pull(msgspec.Struct, frozen=True, kw_only=True):
     """How ``galley pull`` reaches a model hub. None leaves it to the hub's own client."""
 
@@ -89,6 +96,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineSettings
     state: StateSettings
     receipts: Receipts
+    router: Routing
     pull: Pull
     file: Path | None
     """The TOML file that was read, or None when there is none."""
@@ -284,6 +292,13 @@ SETTINGS: dict[str, Setting] = {
             None,
             "receipt database; default: HOME/receipts.db",
         ),
+        Setting(
+            "router.catalog",
+            "GALLEY_CATALOG",
+            values.path,
+            None,
+            "catalog of models, providers and policy (TOML); default: the local model alone",
+        ),
         Setting("pull.hf_endpoint", "HF_ENDPOINT", values.text, None, "model hub address for hf: sources"),
         Setting(
             "pull.hf_token",
@@ -348,11 +363,17 @@ def load(
         engine=EngineSettings(**_section(resolved, "engine")),
         state=StateSettings(**_section(resolved, "state")),
         receipts=Receipts(**_section(resolved, "receipts")),
+        router=Routing(**_section(resolved, "router")),
         pull=Pull(**_section(resolved, "pull")),
         file=path,
         origins=origins,
         warnings=_strangers(env),
     )
+
+
+def secret(name: str) -> str | None:
+    """An API key from the environment, by the name a catalog gives; None when unset or empty."""
+    return os.environ.get(name) or None
 
 
 def colour_wanted(env: Mapping[str, str] | None = None) -> bool:

@@ -4,7 +4,7 @@ Shape on the wire follows the OpenAI specification: ``{"error": {message, type, 
 keys always present, ``code`` a string or null.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 
 class GalleyError(Exception):
@@ -211,3 +211,58 @@ class EngineFault(GalleyError):
 
     code = "engine_fault"
     retryable = True
+
+
+class PolicyRefused(GalleyError):
+    """Nothing may serve this request under the policy in force. ``extra`` says why, one by one."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "no_eligible_model"
+    exit_code = 5
+
+
+UpstreamKind = Literal[
+    "network", "timeout", "protocol", "server", "rate", "auth", "request", "context", "content", "cut", "open"
+]
+
+
+class Upstream(GalleyError):
+    """Another server failed us. ``kind`` is its retry class:
+
+    network, timeout, protocol (a reply that makes no sense), server (5xx): may be tried again;
+    rate (429), open (the breaker is open): later, or elsewhere; auth (401, 402, 403): elsewhere only;
+    request, context, content (other 4xx): the same everywhere, so never;
+    cut: the stream broke after its first output: never, the client has part of an answer.
+    """
+
+    status = 502
+    code = "upstream_error"
+    retryable = True
+    exit_code = 6
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: UpstreamKind,
+        provider: str = "",
+        upstream_status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(
+            f"{provider}: {message}" if provider else message,
+            code=f"upstream_{kind}" if kind != "context" else "context_length_exceeded",
+            retry_after_s=retry_after_s,
+            extra={"provider": provider} if provider else None,
+        )
+        self.kind: UpstreamKind = kind
+        self.upstream_status = upstream_status
+        if kind in ("request", "context", "content"):
+            self.status, self.type, self.retryable = 400, "invalid_request_error", False
+        elif kind == "rate":
+            self.status, self.type = 429, "rate_limit_error"
+        elif kind in ("timeout",):
+            self.status = 504
+        elif kind == "open":
+            self.status = 503

@@ -93,7 +93,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str | None = None
     max_queue_s: float | None = None
     max_total_s: float | None = None
-    local_only: bool = True
+    local_only: bool = False
+    """The request forbids leaving this machine. The catalog's policy may forbid it for all requests."""
+    residency: list[str] = []
+    """Regions in which it may be served; empty leaves that to policy."""
+    max_pico: int | None = None
+    """Most pico-dollars it may cost."""
+    session: str | None = None
+    """Key of the conversation it belongs to: later turns stay where the prefix is cached."""
     capture: bool = False
     ignored_params: list[str] = []
     clamped: dict[str, str] = {}
@@ -216,6 +223,32 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     scores: dict[str, float] = {}
     propensity: float = 1.0
     price_version: str | None = None
+    candidates: list[str] = []
+    """What was eligible, ``model@provider``, in the order it would be tried."""
+    refused: dict[str, str] = {}
+    """What was not eligible, and why."""
+    quote_pico: int | None = None
+    """Most pico-dollars the chosen offer may cost."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One call made for a request. All of them are on the receipt, the hedged loser's too."""
+
+    provider: str
+    model: str
+    outcome: Literal["won", "failed", "lost", "cancelled"]
+    """``lost``: cancelled because another attempt was faster."""
+    at_s: float
+    """Seconds after arrival."""
+    took_s: float
+    """Until its commit point, failure or cancellation."""
+    kind: str = ""
+    """Class of the failure."""
+    status: int | None = None
+    """HTTP status, when one came."""
+    hedge: bool = False
+    probe: bool = False
+    """It also tested whether a failed upstream is back."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,5 +292,6 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     output: list[str] | None = None
     """Only when capture is on."""
     price_lines: list[dict[str, Any]] = []
+    attempts: list[Attempt] = []
     audit_leaf: str | None = None
     version: str = ""

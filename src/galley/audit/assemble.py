@@ -14,6 +14,7 @@ import msgspec
 from galley import __version__
 from galley.errors import GalleyError
 from galley.types import (
+    Attempt,
     Choice,
     Digests,
     Receipt,
@@ -111,6 +112,9 @@ def assemble(
     started: float | None = None,
     ended: float | None = None,
     output: list[str] | None = None,
+    attempts: Sequence[Attempt] = (),
+    price_lines: Sequence[dict[str, Any]] = (),
+    notes: Mapping[str, str] | None = None,
 ) -> Receipt:
     """Add up one request. O(choices).
 
@@ -124,6 +128,9 @@ def assemble(
         started, ended: monotonic arrival and end as seen by the caller. Without them the meters' earliest
             arrival and latest finish count; a request refused before the engine has only these.
         output: the text of each choice; kept only if ``request.capture``.
+        attempts: every call made for the request, when a router made them.
+        price_lines: what it cost, by kind.
+        notes: further adjustments, beside the request's own, for ``clamped``.
 
     Usage counts a prompt once however many choices share it (``n`` > 1), as OpenAI does; completion tokens
     add up over choices. ``cached_tokens`` of a prompt is the smallest among its scheduled choices: the later
@@ -168,13 +175,15 @@ def assemble(
         ],
         params=shown,
         ignored_params=list(request.ignored_params),
-        clamped=dict(request.clamped),
+        clamped={**request.clamped, **(notes or {})},
         error=None if error is None else error_fields(error),
         metadata=dict(request.metadata),
         prompt=(request.messages if request.messages is not None else request.prompts)
         if request.capture
         else None,
         output=output if request.capture else None,
+        price_lines=list(price_lines),
+        attempts=list(attempts),
         version=__version__,
     )
 

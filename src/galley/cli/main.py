@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("galley.cli.models:list_models", "List the models on this machine (also: ls)."),
     "show": ("galley.cli.show:show", "Show what a model is made of."),
     "rm": ("galley.cli.models:remove", "Remove models from this machine."),
+    "route": ("galley.cli.route:route", "Explain, train and measure the choice of a model."),
     "log": ("galley.cli.log:log", "List receipts, newest last; -f follows."),
     "receipt": ("galley.cli.log:receipt", "Show one receipt in full."),
     "keys": ("galley.cli.keys:keys", "Make, list and revoke API keys."),

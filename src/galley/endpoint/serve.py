@@ -8,21 +8,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 
 import uvicorn
 import uvloop
 
 from galley import __version__
 from galley.audit.receipts import ReceiptStore
-from galley.config import Config
+from galley.config import Config, secret
 from galley.endpoint.access import check_bind
 from galley.endpoint.app import build_app
 from galley.endpoint.keys import KeyStore
 from galley.endpoint.protocol import Protocol
 from galley.endpoint.state import Keeping, State
-from galley.errors import ConfigError
+from galley.errors import ConfigError, GalleyError
 from galley.model.store import Entry, Store
 from galley.providers.opened import EngineOptions, Opened
+from galley.providers.remote import RemoteProvider
+from galley.router.catalog import Catalog
+from galley.router.outside import open_providers
 from galley.router.router import Router
 
 __all__ = ["Server", "serve"]
@@ -31,6 +35,8 @@ DRAIN_S = 30.0
 """How long running answers may go on after SIGTERM."""
 LINGER_S = 5.0
 """How long the last bytes may take to reach a client after that; then its connection is cut."""
+WATCH_S = 1.0
+"""How often the catalog's file and the failed upstreams are looked at."""
 
 
 def say(line: str) -> None:
@@ -84,7 +90,12 @@ class Server:
         self._began = time.monotonic()
         self.receipts = ReceiptStore(config.receipts.path)
         aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
-        self.router = Router([], self.receipts, aliases=aliases)
+        self._aliases = aliases
+        catalog = self._read_catalog()
+        self._outside: list[RemoteProvider] = []
+        self.router = Router([], self.receipts, aliases=aliases, catalog=catalog)
+        if catalog is not None:
+            self._outside = open_providers(catalog, secret)
         key = config.server.api_key
         kept = config.state
         self.state = State(
@@ -127,6 +138,10 @@ class Server:
         self._failure: Exception | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
+    def _read_catalog(self) -> Catalog | None:
+        path = self.config.router.catalog
+        return None if path is None else Catalog.read(path, self._aliases)
+
     @property
     def port(self) -> int:
         """The port bound, once ``run`` has begun."""
@@ -148,12 +163,16 @@ class Server:
         say(f"{__version__} listening on {self.url}; loading {self.config.model} …")
         loading = asyncio.ensure_future(self._load())
         self.state.start()
+        watching = asyncio.ensure_future(self._watch())
         try:
             await self._listener.serve(sockets=[self._socket])
         finally:
+            watching.cancel()
             opened = await loading
             await self.state.stop()
             await self._settle()
+            for provider in self._outside:
+                provider.close()
             if opened is not None:
                 opened.close()
             self.receipts.close()
@@ -173,12 +192,42 @@ class Server:
         for note in opened.notes:
             say(note)
         if self.router.state == "loading":
+            self._local = opened.provider
+            for provider in self._outside:
+                self.router.catalog.add(provider)
             self.router.add(opened.provider)
             if self.state.runner is not None:
                 self.state.runner.wake()
             spent = time.monotonic() - self._began
             say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
         return opened
+
+    async def _watch(self) -> None:
+        """Once a second: probe upstreams whose breaker is due, and take up a changed catalog. A catalog that
+        is wrong changes nothing and is told once."""
+        path = self.config.router.catalog
+        if path is None:
+            return
+        seen = stamp(path)
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await self.router.probe()
+            now = stamp(path)
+            if now == seen or self.router.state != "ready" or now is None:
+                continue
+            seen = now
+            try:
+                catalog = Catalog.read(path, self._aliases)
+                outside = open_providers(catalog, secret)
+                self.router.reload(catalog, [*outside, self._local])
+            except GalleyError as error:
+                say(f"the changed catalog is not taken: {error.message}")
+                continue
+            # Answers under way keep their connections; only idle ones close.
+            for provider in self._outside:
+                provider.close()
+            self._outside = outside
+            say(f"catalog reloaded: {len(catalog.models)} models, {len(catalog.tables)} providers")
 
     def stop(self) -> None:
         """First call: refuse new requests, let running ones finish. Second: stop now."""
@@ -231,6 +280,15 @@ class Server:
             if connection.transport is not None:
                 connection.transport.abort()
         await asyncio.wait(state.tasks, timeout=LINGER_S)
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file does; None while it is not there."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -60,10 +60,12 @@ class Meter:
         kept: completion tokens delivered, by choice (TXT-4: none after a stop string).
         finish: finish reason of each choice that ended well.
         text: pieces of text by choice, only when ``capture``.
+        estimated: the token counts are our own estimate, because the upstream gave none.
     """
 
     def __init__(self, *, capture: bool = False) -> None:
         self.capture = capture
+        self.estimated = False
         self.jobs: dict[int, Metered] = {}
         self.kept: dict[int, int] = {}
         self.finish: dict[int, FinishReason] = {}
