@@ -96,7 +96,9 @@ async def test_no_property_is_swallowed(path, name, provider, store):
     assert plain.status_code == 200
     if name in SUPPORTED:
         assert answer.status_code == 200 and "x-galley-ignored-params" not in answer.headers, answer.text
-        if name not in ("stream", "stream_options"):
+        if name == "model":
+            assert answer.json()["model"] == "fake-1b"  # the alias led to its model
+        elif name not in ("stream", "stream_options"):
             before, after = provider.seen
             changed = [
                 field

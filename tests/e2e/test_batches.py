@@ -14,7 +14,7 @@ from tests.e2e.test_server_life import start  # noqa: F401  (a fixture)
 def lines(count: int) -> bytes:
     out = []
     for i in range(count):
-        body = {"model": "tiny", "prompt": f"number {i}", "max_tokens": 4, "ignore_eos": True, "seed": i}
+        body = {"model": "tiny", "prompt": f"number {i}", "max_tokens": 40, "ignore_eos": True, "seed": i}
         entry = {"custom_id": f"line-{i}", "method": "POST", "url": "/v1/completions", "body": body}
         out.append(json.dumps(entry))
     return ("\n".join(out) + "\n").encode()
@@ -26,7 +26,7 @@ def url_of(process) -> str:
 
 @pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_killed_three_times_every_line_is_put_out_once(start, count):  # noqa: F811
-    process = start("batch_lines=3")
+    process = start("batch_lines=2")
     with httpx.Client(base_url=url_of(process), timeout=30) as http:
         form = {"purpose": "batch"}
         file = http.post("/files", files={"file": ("in.jsonl", lines(count))}, data=form).json()
@@ -51,7 +51,7 @@ def test_killed_three_times_every_line_is_put_out_once(start, count):  # noqa: F
             process.child.send_signal(signal.SIGKILL)
             process.finish()
             killed.append(done)
-        process = start("batch_lines=3")
+        process = start("batch_lines=2")
     assert len(killed) == 3 and batch["status"] == "completed"
     assert batch["request_counts"] == {"total": count, "completed": count, "failed": 0}
     with httpx.Client(base_url=url_of(process), timeout=30) as http:
