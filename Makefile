@@ -10,11 +10,12 @@ MODEL := smollm2-135m
 NATIVE := $(wildcard CMakeLists.txt native/*)
 PURE := $(filter 1 true TRUE yes on,$(GALLEY_PURE))
 
-.PHONY: help demo test soak lint bench install model clean
+.PHONY: help demo test soak lint bench conformance install model clean
 help:
 	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
 	@echo "make test   install, pull $(MODEL), run all tests"
 	@echo "make soak   1,000 kill -9 and restart cycles, and long runs of the disk cache's state machine"
+	@echo "make conformance  unmodified clients against the endpoint, each in an environment of its own"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks against their peers (slow; measures, so leave the machine alone)"
 	@echo "make clean  remove the environment and build results (models stay)"
@@ -33,6 +34,16 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+conformance: install
+	test -d .venv-conformance || $(PYTHON) -m venv .venv-conformance
+	test -d .venv-litellm || $(PYTHON) -m venv .venv-litellm
+	.venv-conformance/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-litellm/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-conformance/bin/python -m pip install --quiet --group conformance
+	.venv-litellm/bin/python -m pip install --quiet --group litellm
+	cd tests/conformance/node && npm ci --ignore-scripts --no-audit --no-fund
+	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
 
 bench: model
 	$(BIN)/python -m benchmarks.speed

@@ -29,6 +29,12 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Host headers accepted besides the bound address (against DNS rebinding)."""
     max_body: int
     """Bytes."""
+    body_timeout: int
+    """Seconds."""
+    request_timeout: int | None
+    """Seconds from arrival to the last token."""
+    cors_origins: tuple[str, ...]
+    """Web pages that may call."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +59,19 @@ class KV(msgspec.Struct, frozen=True, kw_only=True):
     disk_path: Path
     disk_bytes: int
     """Most bytes on disk, all models together; 0 is no disk tier."""
+
+
+class StateSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server keeps between requests."""
+
+    store_responses: bool
+    """Whether a response is stored when its request does not say."""
+    keep_days: int
+    keep_bytes: int
+    max_file: int
+    """Bytes of an upload."""
+    batch_lines: int
+    """Lines of batches under way at once."""
 
 
 class Receipts(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +103,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     server: Server
     engine: EngineSettings
     kv: KV
+    state: StateSettings
     receipts: Receipts
     router: Routing
     pull: Pull
@@ -173,6 +193,56 @@ SETTINGS: dict[str, Setting] = {
             "server.allowed_hosts", "GALLEY_ALLOWED_HOSTS", values.names, (), "further Host headers to accept"
         ),
         Setting("server.max_body", "GALLEY_MAX_BODY", values.size, 8 << 20, "largest request body"),
+        Setting(
+            "server.body_timeout",
+            "GALLEY_BODY_TIMEOUT",
+            values.integer(1, 86_400),
+            60,
+            "seconds a request body may take to arrive",
+        ),
+        Setting(
+            "server.request_timeout",
+            "GALLEY_REQUEST_TIMEOUT",
+            values.integer(1, 86_400),
+            None,
+            "seconds an answer may take; default: no limit",
+        ),
+        Setting(
+            "server.cors_origins",
+            "GALLEY_CORS_ORIGINS",
+            values.names,
+            (),
+            "web pages that may call, such as http://localhost:3000; default: none",
+        ),
+        Setting(
+            "state.store_responses",
+            "GALLEY_STORE_RESPONSES",
+            values.boolean,
+            True,
+            "store answers of /v1/responses unless a request says store: false",
+        ),
+        Setting(
+            "state.keep_days",
+            "GALLEY_KEEP_DAYS",
+            values.integer(1, 36_500),
+            30,
+            "days that stored answers are kept",
+        ),
+        Setting(
+            "state.keep_bytes",
+            "GALLEY_KEEP_BYTES",
+            values.size,
+            1 << 30,
+            "most bytes of stored answers; the oldest go first",
+        ),
+        Setting("state.max_file", "GALLEY_MAX_FILE", values.size, 200 << 20, "largest upload"),
+        Setting(
+            "state.batch_lines",
+            "GALLEY_BATCH_LINES",
+            values.integer(1, 1 << 16),
+            16,
+            "lines of batches under way at once",
+        ),
         Setting(
             "engine.backend",
             "GALLEY_BACKEND",
@@ -310,6 +380,7 @@ def load(
         server=Server(**_section(resolved, "server")),
         engine=EngineSettings(**_section(resolved, "engine")),
         kv=KV(**_section(resolved, "kv")),
+        state=StateSettings(**_section(resolved, "state")),
         receipts=Receipts(**_section(resolved, "receipts")),
         router=Routing(**_section(resolved, "router")),
         pull=Pull(**_section(resolved, "pull")),

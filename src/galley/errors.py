@@ -143,6 +143,14 @@ class PayloadTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
+class RequestTimeout(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+    retryable = True
+
+
 class Overloaded(GalleyError):
     """No room now: queue full, draining, or loading."""
 

@@ -147,6 +147,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     priority: int = 0
     """Lower runs first; 0 is normal."""
+    service_tier: str = "default"
+    """The tier really used: ``default``, ``flex`` (runs after the others) or ``priority`` (before them)."""
     cache_salt: str | None = None
     cache_key: str | None = None
     """``prompt_cache_key``: requests of one key are expected to share a prefix."""

@@ -35,6 +35,7 @@ SUPPORTED = {
     "metadata": {"a": "b"},
     "n": 2,
     "seed": 3,
+    "service_tier": "flex",
     "stop": ["x"],
     "stream": True,
     "stream_options": {"include_usage": True},
@@ -60,7 +61,6 @@ PROBES = {
     "modalities": ["text", "audio"],
     "prediction": {"type": "content", "content": "x"},
     "reasoning_effort": "low",
-    "service_tier": "flex",
     "store": True,
     "suffix": "s",
     "verbosity": "low",
@@ -68,7 +68,7 @@ PROBES = {
 }
 READ = (
     *("model", "params", "messages", "prompts", "echo", "metadata", "user", "cache_key", "cache_ttl_s"),
-    *("tools", "tool_choice", "parallel_tool_calls"),
+    *("tools", "tool_choice", "parallel_tool_calls", "service_tier"),
 )
 NEEDS = {
     "top_logprobs": {"logprobs": True},
@@ -106,7 +106,9 @@ async def test_no_property_is_swallowed(path, name, provider, store):
     assert plain.status_code == 200
     if name in SUPPORTED:
         assert answer.status_code == 200 and "x-galley-ignored-params" not in answer.headers, answer.text
-        if name not in ("stream", "stream_options"):
+        if name == "model":
+            assert answer.json()["model"] == "fake-1b"  # the alias led to its model
+        elif name not in ("stream", "stream_options"):
             before, after = provider.seen
             changed = [field for field in READ if getattr(before, field) != getattr(after, field)]
             assert changed, f"{name} was accepted and changed nothing"

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "log": ("galley.cli.log:log", "List receipts, newest last; -f follows."),
     "receipt": ("galley.cli.log:receipt", "Show one receipt in full."),
     "cache": ("galley.cli.cache:cache", "Pin, list and drop prompt prefixes kept on disk."),
+    "keys": ("galley.cli.keys:keys", "Make, list and revoke API keys."),
     "doctor": ("galley.cli.doctor:doctor", "Measure this machine and say what fits."),
     "bench": ("galley.cli.bench:bench", "Time Galley beside what the machine can do."),
     "config": ("galley.cli.settings:config", "Show, write and check settings."),

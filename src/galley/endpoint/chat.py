@@ -43,7 +43,10 @@ class ChatDoor:
         params = sampling(fields, logprobs=(top or 0) if wants else None, structure=structure)
         add_prompt = fields.boolean("add_generation_prompt", True)
         options = Options(
-            stream=stream, include_usage=include_usage, return_token_ids=fields.boolean("return_token_ids")
+            stream=stream,
+            include_usage=include_usage,
+            return_token_ids=fields.boolean("return_token_ids"),
+            keep=fields.boolean("store"),
         )
         shared["ignored_params"] += read.ignored + tools.ignored + fields.rest()
         request = Request(

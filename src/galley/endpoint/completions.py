@@ -47,7 +47,8 @@ class CompletionsDoor:
         options = Options(
             stream=stream, include_usage=include_usage, return_token_ids=fields.boolean("return_token_ids")
         )
-        shared["ignored_params"] += fields.rest()
+        # The specification has no stored completions, so the wish is named. Refusing to store is met.
+        shared["ignored_params"] += (["store"] if fields.boolean("store") else []) + fields.rest()
         request = Request(
             **shared,
             model=model,

@@ -12,6 +12,9 @@ from galley.types import MODEL_CHOOSES, Request, SamplingParams, StructuredOutpu
 
 __all__ = ["CHANGES_ANSWER", "common", "sampling"]
 
+TIERS = {"flex": 10, "priority": -10}
+"""What a service tier adds to the priority (lower runs first)."""
+
 CHANGES_ANSWER = (
     # OpenAI
     "audio",
@@ -192,13 +195,9 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
     if modalities not in (None, ["text"]):
         raise unsupported("modalities", "['text']")
     tier = fields.choice("service_tier", ("auto", "default", "flex", "scale", "priority", "fast"))
-    kept = fields.boolean("store")
-    noted = []
-    if tier not in (None, "auto", "default"):
-        noted.append("service_tier")
-    if kept:
-        # Receipts are always kept, answers are not retrievable: the wish cannot be met, so it is said.
-        noted.append("store")
+    # The tier is echoed as it was used: scale and fast are not to be had here and run as default.
+    used = tier if tier in TIERS else "default"
+    noted: list[str] = []
     refused_store = fields.raw("store") is False
     caching = read_caching(fields)
     noted += caching.pop("ignored")
@@ -215,7 +214,8 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
         "left_open": [name for name in MODEL_CHOOSES if fields.raw(name) is None],
         "key": key,
         "metadata": read_metadata(fields),
-        "priority": fields.integer("priority", -(2**31), 2**31 - 1) or 0,
+        "priority": (fields.integer("priority", -(2**31), 2**31 - 1) or 0) + TIERS.get(used, 0),
+        "service_tier": used,
         "cache_salt": salt,
         **caching,
         "capture": capture and not refused_store,

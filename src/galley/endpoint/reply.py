@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from galley.errors import GalleyError
 from galley.router.router import Answer
 from galley.types import Delta, TokenLogprob, ToolCallDelta, Usage
 
@@ -22,17 +23,29 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
+    keep: bool = False
+    """Store the answer so that it can be asked for again."""
+    names: dict[str, str] = {}
+    """What the client calls the fields of a chat request, where its API has other words."""
 
 
 class Reply(Protocol):
     """One answer being written down."""
 
+    def opening(self) -> bytes:
+        """Events sent before any output; may be empty."""
+        ...
+
     def chunks(self, delta: Delta) -> bytes:
         """Server-sent events for one delta; empty when it has nothing to show yet."""
         ...
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        """The chunk with the usage and no choices."""
+    def ending(self, usage: Usage) -> bytes:
+        """The last events of a stream that ended well."""
+        ...
+
+    def fault(self, error: GalleyError) -> bytes:
+        """The last event of a stream that broke."""
         ...
 
     def take(self, delta: Delta) -> None:
@@ -127,7 +140,7 @@ class Common:
             "created": int(answer.request.created),
             "model": answer.card.id,
             "system_fingerprint": answer.provider.fingerprint,
-            "service_tier": "default",
+            "service_tier": answer.request.service_tier,
         }
         self.prefix = b"data: " + encode(self.head)[:-1] + b',"choices":['
         self.tail = b'],"usage":null}\n\n' if options.include_usage else b"]}\n\n"
@@ -136,8 +149,18 @@ class Common:
     def take(self, delta: Delta) -> None:
         self.gathered[delta.index].add(delta)
 
-    def usage_chunk(self, usage: Usage) -> bytes:
-        return self.prefix + b'],"usage":' + encode(usage_object(usage)) + b"}\n\n"
+    def opening(self) -> bytes:
+        return b""
+
+    def ending(self, usage: Usage) -> bytes:
+        """The usage when it was asked for, and the end mark."""
+        if not self.options.include_usage:
+            return b"data: [DONE]\n\n"
+        return self.prefix + b'],"usage":' + encode(usage_object(usage)) + b"}\n\ndata: [DONE]\n\n"
+
+    def fault(self, error: GalleyError) -> bytes:
+        """No end mark follows: the official clients raise on ``error``."""
+        return b"data: " + encode(error.body()) + b"\n\n"
 
     def prompt_ids(self, index: int) -> list[int]:
         """The prompt of a choice."""

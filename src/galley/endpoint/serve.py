@@ -18,7 +18,9 @@ from galley.audit.receipts import ReceiptStore
 from galley.config import Config, secret
 from galley.endpoint.access import check_bind
 from galley.endpoint.app import build_app
+from galley.endpoint.keys import KeyStore
 from galley.endpoint.protocol import Protocol
+from galley.endpoint.state import Keeping, State
 from galley.errors import ConfigError, GalleyError
 from galley.model.store import Entry, Store
 from galley.providers.opened import EngineOptions, Opened, disk_options
@@ -50,7 +52,9 @@ def serve(config: Config) -> None:
 
     Raises ConfigError (unsafe bind, address in use), ModelNotFound, BadModelFile.
     """
-    check_bind(config.server.host, config.server.api_key)
+    keys = KeyStore(config.home / "keys.db")
+    check_bind(config.server.host, config.server.api_key, keys)
+    keys.close()
     entry = Store(config.home).resolve(config.model)
     options = EngineOptions(
         **{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__}
@@ -97,14 +101,29 @@ class Server:
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         key = config.server.api_key
+        kept = config.state
+        self.state = State(
+            config.home,
+            Keeping(
+                store=kept.store_responses,
+                days=kept.keep_days,
+                bytes=kept.keep_bytes,
+                max_file=kept.max_file,
+                concurrency=kept.batch_lines,
+            ),
+        )
         app = build_app(
             self.router,
             self.receipts,
             host=config.server.host,
             keys=[key] if key else [],
             allowed_hosts=config.server.allowed_hosts,
+            cors_origins=config.server.cors_origins,
             max_body=config.server.max_body,
+            body_s=config.server.body_timeout,
+            total_s=config.server.request_timeout,
             capture=config.receipts.capture,
+            state=self.state,
         )
         self._listener = Listener(
             uvicorn.Config(
@@ -147,12 +166,14 @@ class Server:
         self.receipts.replay()
         say(f"{__version__} listening on {self.url}; loading {self.config.model} …")
         loading = asyncio.ensure_future(self._load())
+        self.state.start()
         watching = asyncio.ensure_future(self._watch())
         try:
             await self._listener.serve(sockets=[self._socket])
         finally:
             watching.cancel()
             opened = await loading
+            await self.state.stop()
             await self._settle()
             for provider in self._outside:
                 provider.close()
@@ -179,6 +200,8 @@ class Server:
             for provider in self._outside:
                 self.router.catalog.add(provider)
             self.router.add(opened.provider)
+            if self.state.runner is not None:
+                self.state.runner.wake()
             spent = time.monotonic() - self._began
             say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
         return opened

@@ -48,6 +48,8 @@ class FakeProvider:
         fault_at: int = 0,
         full: bool = False,
         name: str = "fake-1b",
+        context: int = 100,
+        script: tuple[Delta, ...] = (),
         tokens: tuple[bytes, ...] = (),
     ) -> None:
         self.name = "fake"
@@ -60,7 +62,10 @@ class FakeProvider:
         self.full = full
         self.fingerprint = "fp_fake"
         self.digests = Digests(weights="w", tokenizer="t", template="c", engine="e")
-        self.cards = [ModelCard(id=name, context=100, created=7, served_by=f"fake:{name}@cpu")]
+        self.context = context
+        self.script = script
+        """Deltas said instead of the words, by every choice."""
+        self.cards = [ModelCard(id=name, context=context, created=7, served_by=f"fake:{name}@cpu")]
         self.running = 0
         self.steps = 0
         self.seen: list[Request] = []
@@ -77,10 +82,13 @@ class FakeProvider:
         sampling.check(params, 256)
         room = []
         for ids in prompts:
-            left = 100 - len(ids)
+            left = self.context - len(ids)
             if left < 1 or (params.max_tokens or 0) > left:
                 raise ContextLengthExceeded(
-                    prompt_tokens=len(ids), max_tokens=params.max_tokens, context=100, param="messages"
+                    prompt_tokens=len(ids),
+                    max_tokens=params.max_tokens,
+                    context=self.context,
+                    param="messages",
                 )
             room.append(params.max_tokens or left)
         echo = [self.decode(ids) for ids in prompts] if request.echo else []
@@ -128,7 +136,8 @@ class FakeRun:
     async def deltas(self) -> AsyncIterator[Delta]:
         provider = self.provider
         params = self.prepared.params
-        for step, word in enumerate(provider.words):
+        words = provider.words if not provider.script else ("x",) * len(provider.script)
+        for step, word in enumerate(words):
             await asyncio.sleep(provider.step_s)
             provider.steps += 1
             if provider.fault is not None and step == provider.fault_at:
@@ -139,18 +148,23 @@ class FakeRun:
                 job.first_token = job.first_token or time.monotonic()
                 job.last_token = time.monotonic()
                 most = self.prepared.max_tokens[index // params.n]
-                last = step == len(provider.words) - 1
+                last = step == len(words) - 1
                 finish = "length" if job.completion_tokens >= most else "stop" if last else None
                 logprobs = None
                 if params.logprobs is not None and not provider.tokens:
                     top = [(65 + i, -0.5 * (i + 1)) for i in range(params.logprobs)]
                     logprobs = [TokenLogprob(ord(word[0]), -0.25, 1, top)]
-                if not provider.tokens:
-                    ids = [ord(word[0])]
+                if provider.script:
+                    given = provider.script[step]
+                    finish = given.finish or ("stop" if last else None)
+                    delta = msgspec.structs.replace(given, index=index, finish=finish)
                 else:
-                    ids = list(provider.tokens[step])
-                    logprobs = [TokenLogprob(id, -0.25, 1, [(id, -0.25), (id ^ 1, -0.5)]) for id in ids]
-                delta = Delta(index=index, text=word, token_ids=ids, logprobs=logprobs, finish=finish)
+                    if not provider.tokens:
+                        ids = [ord(word[0])]
+                    else:
+                        ids = list(provider.tokens[step])
+                        logprobs = [TokenLogprob(id, -0.25, 1, [(id, -0.25), (id ^ 1, -0.5)]) for id in ids]
+                    delta = Delta(index=index, text=word, token_ids=ids, logprobs=logprobs, finish=finish)
                 self.meter.note(delta)
                 if finish:
                     self.end(index)
