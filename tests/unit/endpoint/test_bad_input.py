@@ -14,11 +14,6 @@ CHAT_CASES = [
     ({"messages": ["hi"]}, "messages[0]", "invalid_type"),
     ({"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter"),
     ({"messages": [*HI, {"role": "wizard", "content": "x"}]}, "messages[1].role", "invalid_value"),
-    (
-        {"messages": [{"role": "tool", "content": "x"}]},
-        "messages[0].tool_call_id",
-        "missing_required_parameter",
-    ),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
     ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "invalid_type"),
     (
