@@ -14,13 +14,14 @@ PURE := $(filter 1 true TRUE yes on,$(GALLEY_PURE))
 SOAK ?= 50
 FUZZ_SECONDS ?= 1800
 
-.PHONY: help demo test lint bench soak fuzz mutants install model clean
+.PHONY: help demo test lint bench conformance soak fuzz mutants install model clean
 help:
 	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
 	@echo "make test   install, pull $(MODEL), run all tests"
-	@echo "make soak   the state machines of pool, tree and scheduler, SOAK=$(SOAK) times as long"
+	@echo "make soak   1,000 kill -9 and restart cycles, and the state machines, SOAK=$(SOAK) times as long"
 	@echo "make fuzz   damaged bodies and model files, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make mutants  break each rule in a copy: the test that names it must fail"
+	@echo "make conformance  unmodified clients against the endpoint, each in an environment of its own"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks against their peers (slow; measures, so leave the machine alone)"
 	@echo "make clean  remove the environment and build results (models stay)"
@@ -31,16 +32,27 @@ demo: model
 test: model
 	@GALLEY_REQUIRE_MODEL=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+soak: model
+	$(BIN)/python -m tests.faults.kill_cycles --cycles 1000
+	GALLEY_SOAK=40 SOAK=$(SOAK) $(BIN)/python -m pytest tests/property -k Machine $(PYTEST_ARGS)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+conformance: install
+	test -d .venv-conformance || $(PYTHON) -m venv .venv-conformance
+	test -d .venv-litellm || $(PYTHON) -m venv .venv-litellm
+	.venv-conformance/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-litellm/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-conformance/bin/python -m pip install --quiet --group conformance
+	.venv-litellm/bin/python -m pip install --quiet --group litellm
+	cd tests/conformance/node && npm ci --ignore-scripts --no-audit --no-fund
+	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
+
 bench: model
 	$(BIN)/python -m benchmarks.speed
-
-soak: $(VENV)/.installed
-	SOAK=$(SOAK) $(BIN)/python -m pytest tests/property -k Machine $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz http --seconds $(FUZZ_SECONDS)

@@ -53,8 +53,10 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ExceptionGroup):
         return _reason(error.exceptions[0])
     if isinstance(error, subprocess.CalledProcessError):
-        return f"{' '.join(map(str, error.cmd))[-120:]} ended with status {error.returncode}"
-    return " ".join(str(error).split()).replace("|", "/")[:200] or type(error).__name__
+        command = " ".join(map(str, error.cmd)).replace(str(BENCH), ".bench").replace(str(ROOT), ".")
+        return f"{command[-120:]} ended with status {error.returncode}"
+    text = " ".join(str(error).split()).replace("|", "/")
+    return text.replace(str(BENCH), ".bench").replace(str(ROOT), ".")[:200] or type(error).__name__
 
 
 def _task(workload: Compared, prompts: Prompts) -> Task:
@@ -132,7 +134,8 @@ def _participants(
     """Galley and the peers that could be installed; the others with their reasons."""
     able: list[Participant] = []
     problems: dict[str, str] = {}
-    for peer in (Galley(isa), *(peers_for(name, model.bits) for name in names)):
+    peers = {peer.name: peer for peer in (Galley(isa), *(peers_for(name, model.bits) for name in names))}
+    for peer in peers.values():
         try:
             peer.install()
             able.append(Participant(peer, model, threads))

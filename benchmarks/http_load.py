@@ -83,6 +83,9 @@ async def _one(server: Server, prompt: Sequence[int], tokens: int) -> Answered:
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
+        # A token that ends inside a character has no text yet; servers that know this field tell of it all
+        # the same. The others ignore it, and hold it back to the next chunk.
+        "return_token_ids": True,
         "stream_options": {"include_usage": True},
     }
     answer = Answered(sent=time.perf_counter(), chunks=[], tokens=0)
@@ -91,7 +94,7 @@ async def _one(server: Server, prompt: Sequence[int], tokens: int) -> Answered:
         if "error" in event:
             raise ServerError(f"{server.name}: {event['error']}")
         choices = event.get("choices") or []
-        if choices and choices[0].get("text"):
+        if choices and (choices[0].get("text") or choices[0].get("token_ids")):
             answer.chunks.append(now)
         if event.get("usage"):
             answer.tokens = int(event["usage"]["completion_tokens"])

@@ -157,7 +157,10 @@ def find_model(label: str, folder: Path = BENCH / "models") -> Model:
     path = source
     if kind != "q4_1":
         path = folder / f"smollm2-135m-{kind}.gguf"
-        requantise(source, path, LlamaCpp().quantize, kind.upper())
+        if not path.exists():
+            llamacpp = LlamaCpp()
+            llamacpp.install()  # for its llama-quantize
+            requantise(source, path, llamacpp.quantize, kind.upper())
     hf = make_hf(source, folder / "smollm2-135m-hf")
     return Model(label=label, family=family, bits=bits, gguf=path, folder=hf)
 

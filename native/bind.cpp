@@ -73,19 +73,21 @@ class Bound {
                      Array<float> repetition, Array<float> frequency, Array<float> presence, Array<uint64_t> seed,
                      Array<int64_t> position, Array<int32_t> lane, Array<int32_t> logprobs, Array<int32_t> bias_start,
                      Array<int32_t> bias_ids, Array<float> bias_values, Array<int32_t> ban_start, Array<int32_t> ban_ids,
-                     Array<int32_t> seen_start, Array<int32_t> seen_ids, Array<int32_t> seen_counts) {
+                     Array<int32_t> seen_start, Array<int32_t> seen_ids, Array<int32_t> seen_counts,
+                     Array<int32_t> mask_row, Array<uint32_t> masks) {
         const size_t n = temperature.size();
         if (top_k.size() != n || top_p.size() != n || min_p.size() != n || repetition.size() != n || frequency.size() != n ||
             presence.size() != n || seed.size() != n || position.size() != n || lane.size() != n || logprobs.size() != n ||
             bias_start.size() != n + 1 || ban_start.size() != n + 1 || seen_start.size() != n + 1 ||
             bias_start.data()[n] != (int)bias_ids.size() || bias_ids.size() != bias_values.size() ||
             ban_start.data()[n] != (int)ban_ids.size() || seen_start.data()[n] != (int)seen_ids.size() ||
-            seen_ids.size() != seen_counts.size())
+            seen_ids.size() != seen_counts.size() || mask_row.size() != n)
             throw std::invalid_argument("sample: array lengths disagree");
         const DrawArrays d{(int)n, temperature.data(), top_p.data(), min_p.data(), repetition.data(), frequency.data(),
                            presence.data(), top_k.data(), lane.data(), logprobs.data(), seed.data(), position.data(),
                            bias_start.data(), bias_ids.data(), ban_start.data(), ban_ids.data(), seen_start.data(),
-                           seen_ids.data(), seen_counts.data(), bias_values.data()};
+                           seen_ids.data(), seen_counts.data(), bias_values.data(), mask_row.data(), masks.data(),
+                           masks.size()};
         std::vector<DrawnRow> rows;
         {
             Model& m = model();
@@ -112,6 +114,13 @@ class Bound {
         const size_t rows = m.outputs(), cols = m.shape().vocab;
         if (to.shape(0) != rows || to.shape(1) != cols) throw std::invalid_argument("logits: wrong shape");
         for (size_t r = 0; r < rows; r++) std::memcpy(to.data() + r * cols, m.logits() + r * m.logits_stride(), cols * sizeof(float));
+    }
+
+    // Raw bytes of one KV block, out of the arena and into it.
+    nb::bytes read_block(int i) { return nb::bytes((const char*)model().block(i), model().block_bytes()); }
+    void write_block(int i, Array<uint8_t> from) {
+        if (from.size() != model().block_bytes()) throw std::invalid_argument("write_block: wrong size");
+        std::memcpy(model().block(i), from.data(), from.size());
     }
 
    private:
@@ -147,6 +156,9 @@ NB_MODULE(_native, m) {
         .def("step", &Bound::step)
         .def("sample", &Bound::sample)
         .def("logits", &Bound::logits)
+        .def("read_block", &Bound::read_block)
+        .def("write_block", &Bound::write_block)
+        .def_prop_ro("block_bytes", [](Bound& b) { return b.model().block_bytes(); })
         .def("close", &Bound::close)
         .def_prop_ro("outputs", [](Bound& b) { return b.model().outputs(); })
         .def_prop_ro("threads", [](Bound& b) { return b.model().threads(); })

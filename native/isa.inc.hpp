@@ -1,6 +1,7 @@
 // One instruction set's kernels: the simd header was included before, GALLEY_NS and GALLEY_NAME are defined.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "kernels.hpp"

@@ -93,6 +93,7 @@ struct Draw {
     const int32_t* bias_ids; const float* bias_values; int biases;
     const int32_t* ban_ids; int bans;
     const int32_t* seen_ids; const int32_t* seen_counts; int seen;
+    const uint32_t* mask;  // bit id & 31 of word id >> 5 is set where the id is allowed; null for no mask
 };
 
 struct Kernels {

@@ -385,6 +385,10 @@ std::vector<DrawnRow> Model::sample(const DrawArrays& d) {
             if (ids[i] < 0 || ids[i] >= n) throw std::invalid_argument(std::string("sample: ") + what + " id outside the vocabulary");
     };
     check(d.bias_start, d.bias_ids, "bias"), check(d.ban_start, d.ban_ids, "ban"), check(d.seen_start, d.seen_ids, "seen");
+    const size_t words = (n + 31) / 32;
+    for (int r = 0; r < d.rows; r++)
+        if (d.mask_row[r] >= 0 && (size_t)(d.mask_row[r] + 1) * words > d.mask_words)
+            throw std::invalid_argument("sample: a row names a mask that is not there");
     std::vector<DrawnRow> out(d.rows);
     for (auto& s : draw_scratch_) grow(s, (size_t)2 * n + 64);
     const auto row = [&](int r, int thread) {
@@ -393,7 +397,8 @@ std::vector<DrawnRow> Model::sample(const DrawArrays& d) {
                        d.lane[r], d.seed[r], d.position[r],
                        d.bias_ids + d.bias_start[r], d.bias_values + d.bias_start[r], d.bias_start[r + 1] - d.bias_start[r],
                        d.ban_ids + d.ban_start[r], d.ban_start[r + 1] - d.ban_start[r],
-                       d.seen_ids + d.seen_start[r], d.seen_counts + d.seen_start[r], d.seen_start[r + 1] - d.seen_start[r]};
+                       d.seen_ids + d.seen_start[r], d.seen_counts + d.seen_start[r], d.seen_start[r + 1] - d.seen_start[r],
+                       d.mask_row[r] < 0 ? nullptr : d.masks + (size_t)d.mask_row[r] * words};
         DrawnRow& o = out[r];
         o.id = k_.draw(x, n, one, draw_scratch_[thread].data());
         if (d.logprobs[r] < 0 || o.id < 0) return;

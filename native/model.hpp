@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -61,6 +62,9 @@ struct DrawArrays {
     const int64_t* position;
     const int32_t *bias_start, *bias_ids, *ban_start, *ban_ids, *seen_start, *seen_ids, *seen_counts;
     const float* bias_values;
+    const int32_t* mask_row;
+    const uint32_t* masks;
+    size_t mask_words;  // in all masks together
 };
 
 struct DrawnRow {
@@ -99,6 +103,12 @@ class Model {
     int blocks() const { return blocks_; }
     const char* isa() const { return k_.name; }
     size_t weight_bytes() const { return weight_bytes_; }
+    // One KV block of all layers: `block_bytes` contiguous bytes of the arena. Throws when there is no such block.
+    size_t block_bytes() const { return page_bytes(kv_type_, shape_.head_dim) * shape_.kv_heads * shape_.layers; }
+    uint8_t* block(int i) const {
+        if (i < 0 || i >= blocks_) throw std::invalid_argument("block id outside the arena");
+        return kv_->data() + block_bytes() * i;
+    }
     size_t kv_bytes_per_token() const { return page_bytes(kv_type_, shape_.head_dim) / kPage * shape_.kv_heads * shape_.layers; }
 
    private:

@@ -24,19 +24,25 @@ static float gumbel(const Draw& d, int token) {
     return gumbel_of(noise_word(c[token & 3]));
 }
 
+// Low and high halves of sixteen 32-bit products. Two loops, because compilers make vector code of each alone.
+inline void wide(const uint32_t a[16], uint32_t m, uint32_t high[16], uint32_t low[16]) {
+    for (int i = 0; i < 16; i++) low[i] = a[i] * m;
+    for (int i = 0; i < 16; i++) high[i] = (uint32_t)(((uint64_t)a[i] * m) >> 32);
+}
+
 // Words of the 64 tokens first .. first + 63 (first a multiple of 64), sixteen counters abreast.
-static void philox64(const Draw& d, int first, uint32_t out[64]) {
-    uint32_t c0[16], c1[16], c2[16], c3[16];
+[[gnu::noinline]] static void philox64(const Draw& d, int first, uint32_t out[64]) {
+    uint32_t c0[16], c1[16], c2[16], c3[16], ah[16], al[16], bh[16], bl[16];
     for (int i = 0; i < 16; i++) {
         c0[i] = (uint32_t)(first / 4 + i), c1[i] = (uint32_t)d.lane;
         c2[i] = (uint32_t)d.position, c3[i] = (uint32_t)((uint64_t)d.position >> 32);
     }
     uint32_t k0 = (uint32_t)d.seed, k1 = (uint32_t)(d.seed >> 32);
     for (int round = 0; round < 10; round++) {
+        wide(c0, 0xD2511F53u, ah, al), wide(c2, 0xCD9E8D57u, bh, bl);
         for (int i = 0; i < 16; i++) {
-            const uint64_t a = (uint64_t)0xD2511F53u * c0[i], b = (uint64_t)0xCD9E8D57u * c2[i];
-            const uint32_t n0 = (uint32_t)(b >> 32) ^ c1[i] ^ k0, n2 = (uint32_t)(a >> 32) ^ c3[i] ^ k1;
-            c1[i] = (uint32_t)b, c3[i] = (uint32_t)a, c0[i] = n0, c2[i] = n2;
+            c0[i] = bh[i] ^ c1[i] ^ k0, c2[i] = ah[i] ^ c3[i] ^ k1;
+            c1[i] = bl[i], c3[i] = al[i];
         }
         k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
@@ -44,6 +50,16 @@ static void philox64(const Draw& d, int first, uint32_t out[64]) {
 }
 
 constexpr float kGumbelTop = 23.0f;  // no variate is larger: -ln(2^-33) = 22.9
+
+// Whether any of 64 tokens may beat the score: v <= gap, tested in halves of integers and a little too often.
+[[gnu::noinline]] static bool promising(const uint32_t words[64], const float gap[64]) {
+    int32_t any = 0;
+    for (int k = 0; k < 64; k++) {
+        const int32_t bar = (int32_t)(std::min(gap[k] * 1.02f, 0.999f) * 0x1p31f) + 64;
+        any |= ((int32_t)(words[k] >> 1) <= bar) | (gap[k] > 0.95f);
+    }
+    return any;
+}
 
 // Gumbel-max over every token, without logarithms for those that cannot win: a token beats score b only if
 // -ln(1 - v) < e^(z - b), and v <= -ln(1 - v).
@@ -61,6 +77,7 @@ static int draw_all(const float* z, int n, const Draw& d, int top, float floor) 
         alignas(64) float gap[64];
         for (int k = 0; k < 64; k++) gap[k] = k < m ? z[i + k] - score : -1e30f;
         for (int k = 0; k < 64; k += 16) store(gap + k, vexp(load(gap + k)));
+        if (!promising(words, gap)) continue;
         for (int k = 0; k < m; k++) {
             const float v = noise_word(words[k]);
             if (v > gap[k] * 1.01f || z[i + k] < floor) continue;
@@ -77,7 +94,22 @@ struct Ranked {
     bool operator()(int a, int b) const { return z[a] > z[b] || (z[a] == z[b] && a < b); }
 };
 
+// Ids outside the mask to -inf. Most words are all or nothing.
+static void restrict_to(float* z, int n, const uint32_t* mask) {
+    for (int i = 0; i < n; i += 32) {
+        uint32_t out = ~mask[i >> 5];
+        const int m = std::min(32, n - i);
+        if (out == 0xFFFFFFFFu) {
+            for (int k = 0; k < m; k++) z[i + k] = -INFINITY;
+            continue;
+        }
+        if (m < 32) out &= (1u << m) - 1;
+        for (; out; out &= out - 1) z[i + std::countr_zero(out)] = -INFINITY;
+    }
+}
+
 static void penalise(float* z, int n, const Draw& d) {
+    if (d.mask) restrict_to(z, n, d.mask);
     for (int i = 0; i < d.bans; i++) z[d.ban_ids[i]] = -INFINITY;
     for (int i = 0; i < d.biases; i++) z[d.bias_ids[i]] += d.bias_values[i];
     for (int i = 0; i < d.seen; i++) {
@@ -86,14 +118,13 @@ static void penalise(float* z, int n, const Draw& d) {
         const int count = d.seen_counts[i];
         if (count > 0) v = v - d.frequency * (float)count - d.presence;
     }
-    (void)n;
 }
 
 // -1 when no token has a finite logit. Scratch: n floats and n ints.
 static int draw(const float* logits, int n, const Draw& d, float* scratch) {
     float* z = scratch;
     const bool greedy = d.temperature < 1e-5f;
-    if (greedy && !d.bans && !d.biases && !d.seen) {
+    if (greedy && !d.bans && !d.biases && !d.seen && !d.mask) {
         const int id = argmax(logits, n);
         return std::isfinite(logits[id]) ? id : -1;
     }

@@ -39,6 +39,8 @@ class FakeBackend:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.kv_bytes_per_token = 32
+        self.block_bytes = 16 * block_size
+        self.kv_dtype = "fake"
         self.weight_bytes = 1000
         self.fingerprint = "fake-1"
         self.runs = 0
@@ -92,6 +94,17 @@ class FakeBackend:
 
     def logits(self) -> list[bytes]:
         return list(self.rows)
+
+    def read_block(self, block: int) -> bytes:
+        slots = self.kv[block * self.block_size : (block + 1) * self.block_size]
+        return b"".join(v.to_bytes(8, "little", signed=True) for pair in slots for v in pair)
+
+    def write_block(self, block: int, data: bytes | memoryview) -> None:
+        if len(data) != self.block_bytes:
+            raise EngineFault(f"{len(data)} bytes are no block")
+        words = [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(0, len(data), 8)]
+        start = block * self.block_size
+        self.kv[start : start + self.block_size] = list(zip(words[::2], words[1::2], strict=True))
 
     def close(self) -> None:
         pass

@@ -56,6 +56,8 @@ class LlamaCpp(Peer):
         unpacked = folder / "llamacpp" / f"llama_cpp_python-{self.version}" / "vendor" / "llama.cpp"
         self.source = source or unpacked
         self.build = build or folder / "llamacpp" / "build"
+        # Somebody else's build, given or linked: used as it is, perhaps without the server.
+        self._finished = build is not None or self.build.is_symlink()
         self.driver = folder / "llamacpp-driver"
 
     @property
@@ -75,7 +77,8 @@ class LlamaCpp(Peer):
             with tarfile.open(self._sdist) as archive:
                 archive.extractall(self._sdist.parent, filter="data")
         library = self.build / "bin" / "libllama.so"
-        if not (library.exists() and self.quantize.exists()):
+        wanted = (library, self.quantize, self.server)
+        if not self._finished and not all(path.exists() for path in wanted):
             subprocess.run(
                 ["cmake", "-S", str(self.source), "-B", str(self.build), *self.options], check=True
             )
@@ -118,7 +121,7 @@ class LlamaCpp(Peer):
     def serve(self, model: Model, threads: int) -> Server:
         """llama-server with a unified KV buffer, which its slots share, and automatic prompt cache."""
         if not self.server.exists():
-            raise Unsupported(f"this build of llama.cpp has no llama-server ({self.server})")
+            raise Unsupported("this build of llama.cpp has no llama-server")
         port = free_port()
         command = [str(self.server), "--model", str(model.gguf), "--port", str(port), *self.serving(threads)]
         return Server(self.name, command, port=port, log=self._folder / "llama-server.log")

@@ -1,23 +1,24 @@
 """Galley: a Request goes in; a stream of Deltas and one Receipt come out.
 
-The public face is four names, loaded on first use so that ``galley --version`` stays quick.
+The public face is five names, loaded on first use so that ``galley --version`` stays quick.
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Engine", "SamplingParams", "__version__", "serve"]
+__all__ = ["LLM", "Engine", "SamplingParams", "StructuredOutputs", "__version__", "serve"]
 
 if TYPE_CHECKING:
     from galley.endpoint.serve import serve
     from galley.llm import LLM
     from galley.runtime.engine import Engine
-    from galley.types import SamplingParams
+    from galley.types import SamplingParams, StructuredOutputs
 
 _WHERE = {
     "LLM": "galley.llm",
     "Engine": "galley.runtime.engine",
     "SamplingParams": "galley.types",
+    "StructuredOutputs": "galley.types",
     "serve": "galley.endpoint.serve",
 }
 

@@ -29,6 +29,12 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Host headers accepted besides the bound address (against DNS rebinding)."""
     max_body: int
     """Bytes."""
+    body_timeout: int
+    """Seconds."""
+    request_timeout: int | None
+    """Seconds from arrival to the last token."""
+    cors_origins: tuple[str, ...]
+    """Web pages that may call."""
     admin_key: str | None
     """Key of the admin routes; without one there are none."""
     models: tuple[str, ...]
@@ -61,11 +67,39 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the scheduler's journal is written; None writes none."""
 
 
+class KV(msgspec.Struct, frozen=True, kw_only=True):
+    """The disk tier of the prefix cache."""
+
+    disk_path: Path
+    disk_bytes: int
+    """Most bytes on disk, all models together; 0 is no disk tier."""
+
+
+class StateSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server keeps between requests."""
+
+    store_responses: bool
+    """Whether a response is stored when its request does not say."""
+    keep_days: int
+    keep_bytes: int
+    max_file: int
+    """Bytes of an upload."""
+    batch_lines: int
+    """Lines of batches under way at once."""
+
+
 class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     """The SQLite file of receipts, and whether prompts and outputs may be stored in it."""
 
     capture: bool
     path: Path
+
+
+class Routing(msgspec.Struct, frozen=True, kw_only=True):
+    """Which models and providers there are besides the model served, and the policy among them."""
+
+    catalog: Path | None
+    """TOML; None is the local model alone."""
 
 
 class Pull(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +116,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     server: Server
     engine: EngineSettings
+    kv: KV
+    state: StateSettings
     receipts: Receipts
+    router: Routing
     pull: Pull
     file: Path | None
     """The TOML file that was read, or None when there is none."""
@@ -200,6 +237,56 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("server.max_body", "GALLEY_MAX_BODY", values.size, 8 << 20, "largest request body"),
         Setting(
+            "server.body_timeout",
+            "GALLEY_BODY_TIMEOUT",
+            values.integer(1, 86_400),
+            60,
+            "seconds a request body may take to arrive",
+        ),
+        Setting(
+            "server.request_timeout",
+            "GALLEY_REQUEST_TIMEOUT",
+            values.integer(1, 86_400),
+            None,
+            "seconds an answer may take; default: no limit",
+        ),
+        Setting(
+            "server.cors_origins",
+            "GALLEY_CORS_ORIGINS",
+            values.names,
+            (),
+            "web pages that may call, such as http://localhost:3000; default: none",
+        ),
+        Setting(
+            "state.store_responses",
+            "GALLEY_STORE_RESPONSES",
+            values.boolean,
+            True,
+            "store answers of /v1/responses unless a request says store: false",
+        ),
+        Setting(
+            "state.keep_days",
+            "GALLEY_KEEP_DAYS",
+            values.integer(1, 36_500),
+            30,
+            "days that stored answers are kept",
+        ),
+        Setting(
+            "state.keep_bytes",
+            "GALLEY_KEEP_BYTES",
+            values.size,
+            1 << 30,
+            "most bytes of stored answers; the oldest go first",
+        ),
+        Setting("state.max_file", "GALLEY_MAX_FILE", values.size, 200 << 20, "largest upload"),
+        Setting(
+            "state.batch_lines",
+            "GALLEY_BATCH_LINES",
+            values.integer(1, 1 << 16),
+            16,
+            "lines of batches under way at once",
+        ),
+        Setting(
             "engine.backend",
             "GALLEY_BACKEND",
             values.one_of("auto", "native", "reference"),
@@ -243,6 +330,14 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "engine.context", "GALLEY_CONTEXT", values.tokens, None, "context in tokens; default: the model's"
         ),
+        Setting("kv.disk_path", "GALLEY_KV_DISK_PATH", values.path, None, "KV on disk; default: HOME/kv"),
+        Setting(
+            "kv.disk_bytes",
+            "GALLEY_KV_DISK_BYTES",
+            values.budget,
+            1 << 30,
+            "most bytes of KV kept on disk by serve, run and chat; 0 keeps it in memory alone",
+        ),
         Setting(
             "engine.max_wait_s",
             "GALLEY_MAX_WAIT_S",
@@ -277,6 +372,13 @@ SETTINGS: dict[str, Setting] = {
             values.path,
             None,
             "receipt database; default: HOME/receipts.db",
+        ),
+        Setting(
+            "router.catalog",
+            "GALLEY_CATALOG",
+            values.path,
+            None,
+            "catalog of models, providers and policy (TOML); default: the local model alone",
         ),
         Setting("pull.hf_endpoint", "HF_ENDPOINT", values.text, None, "model hub address for hf: sources"),
         Setting(
@@ -324,6 +426,8 @@ def load(
         path = None
     if path is not None:
         for key, value in _read(path).items():
+            if value == "" and SETTINGS[key].default is None:
+                continue  # as an empty variable, and as the file that `config init` writes
             given.setdefault(key, (value, f"file:{path}"))
 
     resolved = {key: setting.default for key, setting in SETTINGS.items()}
@@ -333,17 +437,26 @@ def load(
         origins[key] = origin
     resolved["home"] = resolved["home"] or home
     resolved["receipts.path"] = resolved["receipts.path"] or resolved["home"] / "receipts.db"
+    resolved["kv.disk_path"] = resolved["kv.disk_path"] or resolved["home"] / "kv"
     return Config(
         home=resolved["home"],
         model=resolved["model"],
         server=Server(**_section(resolved, "server")),
         engine=EngineSettings(**_section(resolved, "engine")),
+        kv=KV(**_section(resolved, "kv")),
+        state=StateSettings(**_section(resolved, "state")),
         receipts=Receipts(**_section(resolved, "receipts")),
+        router=Routing(**_section(resolved, "router")),
         pull=Pull(**_section(resolved, "pull")),
         file=path,
         origins=origins,
         warnings=_strangers(env),
     )
+
+
+def secret(name: str) -> str | None:
+    """An API key from the environment, by the name a catalog gives; None when unset or empty."""
+    return os.environ.get(name) or None
 
 
 def colour_wanted(env: Mapping[str, str] | None = None) -> bool:

@@ -140,8 +140,15 @@ class PermissionDenied(GalleyError):
 class PayloadTooLarge(InvalidRequest):
     """Body over the configured limit."""
 
-    status = 413
     code = "request_too_large"
+
+
+class RequestTimeout(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+    retryable = True
 
 
 class Overloaded(GalleyError):
@@ -162,7 +169,8 @@ class TooManyRequests(Overloaded):
 
 
 class DeadlineExceeded(GalleyError):
-    """``max_queue_s`` (503, may be tried again) or ``max_total_s`` (504, the caller's own limit) ran out."""
+    """``max_queue_s`` (503, may be tried again) or ``max_total_s`` (504, the caller's own limit) ran out;
+    or, of no ``kind``, the server's own."""
 
     status = 503
     type = "server_error"
@@ -170,9 +178,13 @@ class DeadlineExceeded(GalleyError):
     retryable = True
 
     def __init__(
-        self, message: str, *, kind: Literal["queue", "total"], retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        kind: Literal["queue", "total"] | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message, param=f"max_{kind}_s", retry_after_s=retry_after_s)
+        super().__init__(message, param=kind and f"max_{kind}_s", retry_after_s=retry_after_s)
         if kind == "total":
             # The same call would take as long again: clients must not repeat it unasked.
             self.status = 504
@@ -208,6 +220,12 @@ class TemplateError(GalleyError):
             self.type = "invalid_request_error"
 
 
+class GuideFailed(GalleyError):
+    """The grammar of a structured output could not be followed further; its job alone ends with this."""
+
+    code = "guide_failed"
+
+
 class ConfigError(GalleyError):
     """A configuration value is unknown, malformed or out of range; names its origin."""
 
@@ -216,8 +234,71 @@ class ConfigError(GalleyError):
     exit_code = 2
 
 
+class CacheFull(GalleyError):
+    """A prefix cannot be kept on disk beside what is pinned or held there already."""
+
+    status = 507
+    code = "cache_full"
+    exit_code = 1
+
+
 class EngineFault(GalleyError):
     """A native step failed; only the jobs in that step end with this."""
 
     code = "engine_fault"
     retryable = True
+
+
+class PolicyRefused(GalleyError):
+    """Nothing may serve this request under the policy in force. ``extra`` says why, one by one."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "no_eligible_model"
+    exit_code = 5
+
+
+UpstreamKind = Literal[
+    "network", "timeout", "protocol", "server", "rate", "auth", "request", "context", "content", "cut", "open"
+]
+
+
+class Upstream(GalleyError):
+    """Another server failed us. ``kind`` is its retry class:
+
+    network, timeout, protocol (a reply that makes no sense), server (5xx): may be tried again;
+    rate (429), open (the breaker is open): later, or elsewhere; auth (401, 402, 403): elsewhere only;
+    request, context, content (other 4xx): the same everywhere, so never;
+    cut: the stream broke after its first output: never, the client has part of an answer.
+    """
+
+    status = 502
+    code = "upstream_error"
+    retryable = True
+    exit_code = 6
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: UpstreamKind,
+        provider: str = "",
+        upstream_status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(
+            f"{provider}: {message}" if provider else message,
+            code=f"upstream_{kind}" if kind != "context" else "context_length_exceeded",
+            retry_after_s=retry_after_s,
+            extra={"provider": provider} if provider else None,
+        )
+        self.kind: UpstreamKind = kind
+        self.upstream_status = upstream_status
+        if kind in ("request", "context", "content"):
+            self.status, self.type, self.retryable = 400, "invalid_request_error", False
+        elif kind == "rate":
+            self.status, self.type = 429, "rate_limit_error"
+        elif kind in ("timeout",):
+            self.status = 504
+        elif kind == "open":
+            self.status = 503

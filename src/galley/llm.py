@@ -15,68 +15,28 @@ import msgspec
 from galley.audit.assemble import assemble, receipt_id
 from galley.audit.receipts import ReceiptStore
 from galley.config import load
-from galley.errors import ConfigError, GalleyError, InvalidRequest
+from galley.errors import GalleyError, InvalidRequest
 from galley.model.model import Model
 from galley.model.store import Store
 from galley.providers.base import Meter
-from galley.providers.local import ChoiceText, LocalProvider
-from galley.providers.opened import BLOCK, memory_available
-from galley.runtime.backend import native_missing, open_backend
-from galley.runtime.costbook import CostBook
+from galley.providers.choice import ChoiceText
+from galley.providers.messages import read_messages, refuse_reserved
+from galley.providers.opened import EngineOptions, Opened, disk_options
+from galley.results import Completion, Logprob, Result, completion
 from galley.runtime.engine import Engine
-from galley.runtime.memory import plan_memory
+from galley.runtime.guided import Compiled
 from galley.runtime.out import StepOut
 from galley.runtime.sampling import params as sampling
 from galley.types import (
     Delta,
-    FinishReason,
     Receipt,
     ReceiptStatus,
     Request,
     Route,
     SamplingParams,
-    TokenLogprob,
-    Usage,
 )
 
 __all__ = ["LLM", "Completion", "Logprob", "Result"]
-
-
-class Logprob(msgspec.Struct, frozen=True):
-    """Log-probability of one token under the raw model distribution; ``rank`` 1 is the most likely."""
-
-    logprob: float
-    rank: int
-    decoded_token: str
-
-
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """One choice.
-
-    Attributes:
-        token_ids: what was drawn, an end token included; nothing after a stop string.
-        stop_reason: the stop string or stop token id that ended it, None for the model's own end.
-        logprobs: per token, id to Logprob of the token drawn and of the alternatives asked for.
-    """
-
-    index: int
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    stop_reason: str | int | None
-    logprobs: list[dict[int, Logprob]] | None
-    cumulative_logprob: float | None
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one prompt. ``prompt`` is None when it came as ids or messages."""
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[Completion]
-    usage: Usage
-    receipt: Receipt
 
 
 class LLM:
@@ -88,6 +48,7 @@ class LLM:
         model: a name in the store (``smollm2-135m``), or a path of a GGUF file.
         threads, backend, isa, kv_memory (bytes), context, token_budget, max_jobs: as in the configuration,
             which also has the defaults; see ``galley config show``.
+        kv_disk: bytes of KV kept on disk for the next process; default: none, unless the settings say so.
         receipts: where the receipts go; default: ``$GALLEY_HOME``'s store.
         home: the folder of models and receipts instead of ``$GALLEY_HOME``.
 
@@ -105,6 +66,7 @@ class LLM:
         context: int | None = None,
         token_budget: int | None = None,
         max_jobs: int | None = None,
+        kv_disk: int | None = None,
         receipts: ReceiptStore | None = None,
         home: Path | str | None = None,
     ) -> None:
@@ -118,52 +80,33 @@ class LLM:
                 "engine.context": context,
                 "engine.token_budget": token_budget,
                 "engine.max_jobs": max_jobs,
+                "kv.disk_bytes": kv_disk,
             }
         )
         wanted = config.engine
         with contextlib.ExitStack() as opened:
             entry = Store(config.home).resolve(model)
-            self.model = Model.open(entry.path, entry.name)
-            opened.callback(self.model.close)
-            spec = self.model.spec
-            native = wanted.backend != "reference" and native_missing() is None
-            available = memory_available()
-            if available is None and wanted.kv_memory is None:
-                raise ConfigError("this system does not tell how much memory is free; give kv_memory")
-            self.memory = plan_memory(
-                spec,
-                spec.layers * 2 * spec.kv_rows * (2 if native else 4),  # f16 in the native arena, else f32
-                BLOCK,
-                available=available or 0,
-                limit=wanted.kv_memory,
-                max_jobs=wanted.max_jobs,
-            )
-            running, warning = open_backend(
-                wanted.backend,
-                self.model.gguf,
-                spec,
-                threads=wanted.threads,
-                num_blocks=self.memory.num_blocks,
-                isa=wanted.isa,
+            options = {name: getattr(wanted, name) for name in EngineOptions.__struct_fields__}
+            options["max_queue"] = 2**31  # offline the caller's list is the queue
+            running = Opened(
+                entry.path,
+                entry.name,
+                EngineOptions(**options),
+                threaded=False,
+                costs=config.home / "cost",
+                # A library writes no prompts' KV to disk unless it was asked to, here or in the settings.
+                disk=None if config.origin("kv.disk_bytes") == "default" else disk_options(config),
             )
             opened.callback(running.close)
-            if warning:
-                warnings.warn(warning, RuntimeWarning, stacklevel=2)
-            self.engine = Engine(
-                running,
-                eos_ids=self.model.tokenizer.eos_ids,
-                token_budget=wanted.token_budget,
-                max_jobs=wanted.max_jobs,
-                max_queue=2**31,  # offline the caller's list is the queue
-                context=wanted.context,
-                model_key=self.model.weights_digest,
-                cost=CostBook(config.home / "cost", running, self.model.weights_digest).read().model,
-            )
-            opened.callback(self.engine.close)
-            self._provider = LocalProvider(self.model, self.engine)
+            if running.warning:
+                warnings.warn(running.warning, RuntimeWarning, stacklevel=2)
+            self.model, self.memory = running.model, running.memory
+            self.engine, self._provider = running.engine, running.provider
+            self._compiler = running.provider.toolbox.compiler
             own = contextlib.closing(ReceiptStore(config.receipts.path))
             self._receipts = receipts or opened.enter_context(own)
             self._capture = config.receipts.capture
+            self._closed = False
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -173,19 +116,23 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Free weights and KV, and write the last receipts out. Idempotent."""
+        """Free weights and KV, and write the last receipts out. Idempotent; nothing can be asked after it."""
+        self._closed = True
         self._opened.close()
 
     def generate(
         self,
         prompts: str | list[int] | Sequence[str] | Sequence[list[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Result]:
         """Complete prompts given as text or as ids; one Result each, in order.
 
-        ``params`` is one for all or one each; default: what the model file recommends. Nothing runs unless
-        every prompt is good: InvalidRequest and ContextLengthExceeded come first. An EngineFault is raised
-        when all others are done, their receipts kept.
+        ``params`` (or ``sampling_params``, as vLLM calls it) is one for all or one each; default: what the
+        model file recommends. Nothing runs unless every prompt is good: InvalidRequest and
+        ContextLengthExceeded come first, with ``param`` naming the prompt. An EngineFault is raised when all
+        others are done, their receipts kept.
         """
         given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
         if given and all(isinstance(token, int) for token in given):
@@ -199,13 +146,14 @@ class LLM:
                 asked.append(Asked(None, list(prompt), list(prompt), None))
             else:
                 raise InvalidRequest("a prompt is text or a list of token ids", param=f"prompts[{number}]")
-        return self._run("python.generate", asked, params)
+        return self._run("python.generate", "prompts", asked, either(params, sampling_params))
 
     def chat(
         self,
         messages: list[dict[str, Any]] | list[list[dict[str, Any]]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         add_generation_prompt: bool = True,
         template_kwargs: dict[str, Any] | None = None,
     ) -> list[Result]:
@@ -221,36 +169,54 @@ class LLM:
                 code="no_chat_template",
                 hint="use generate()",
             )
-        many: list[Any] = list(messages)
-        if not many or isinstance(many[0], dict):
-            many = [many]  # one conversation
+        refuse_reserved(template_kwargs or {}, "template_kwargs")
+        one = isinstance(messages, list) and (not messages or isinstance(messages[0], dict))
+        many: list[Any] = [messages] if one else list(messages)
         options = {**(template_kwargs or {}), "add_generation_prompt": add_generation_prompt}
         asked = []
-        for one in many:
-            ids = template.encode(self.model.tokenizer, one, **options)
-            asked.append(Asked(None, ids, ids, list(one)))
+        for number, given in enumerate(many):
+            read, changed = read_messages(given, "messages" if len(many) == 1 else f"messages[{number}]")
+            ids = template.encode(self.model.tokenizer, read, **options)
+            asked.append(Asked(None, ids, ids, read, changed))
         shown = {"add_generation_prompt": add_generation_prompt, "template_kwargs": template_kwargs or {}}
-        return self._run("python.chat", asked, params, **shown)
+        return self._run("python.chat", "messages", asked, either(params, sampling_params), **shown)
 
     def _run(
         self,
         api: str,
+        place: str,
         asked: "list[Asked]",
         params: SamplingParams | Sequence[SamplingParams] | None,
         **options: Any,
     ) -> list[Result]:
+        if self._closed:
+            raise InvalidRequest("this LLM is closed", code="closed")
         if params is None:
             params = SamplingParams(**self.model.defaults)
+        if not isinstance(params, SamplingParams | list | tuple):
+            kind = type(params).__name__
+            message = f"params is a SamplingParams, or a list of them; got {kind}"
+            raise InvalidRequest(message, param="params", code="invalid_type")
         each = [params] * len(asked) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(asked):
             raise InvalidRequest(f"{len(each)} params for {len(asked)} prompts", param="params")
         runs: list[Run] = []
-        for one, chosen in zip(asked, each, strict=True):
+        for number, (one, chosen) in enumerate(zip(asked, each, strict=True)):
+            if not isinstance(chosen, SamplingParams):
+                message = f"expected SamplingParams, got {type(chosen).__name__}"
+                raise InvalidRequest(message, param=f"params[{number}]", code="invalid_type")
             # 53 bits: exact in every JSON reader, JavaScript's included.
             seed = secrets.randbits(53) if chosen.seed is None else chosen.seed
             seeded = msgspec.structs.replace(chosen, seed=seed)
             sampling.check(seeded, self.model.tokenizer.vocab_size)
-            self.engine.scheduler.admission.refuse(one.ids, seeded)
+            wanted = seeded.structured_outputs
+            compiled = None if wanted is None else self._compiler.compile(wanted)
+            try:
+                self.engine.scheduler.admission.refuse(one.ids, seeded)
+            except InvalidRequest as error:
+                if error.param == "prompt":
+                    error.param = place if len(asked) == 1 else f"{place}[{number}]"
+                raise
             request = Request(
                 id=f"req_{uuid.uuid4().hex}",
                 api=api,
@@ -260,9 +226,12 @@ class LLM:
                 messages=one.messages,
                 prompts=None if one.messages is not None else [one.given],
                 capture=self._capture,
+                clamped=one.changed,
                 **options,
             )
-            runs.append(Run(request, one, self.model, self.engine.finish))
+            if compiled is not None and compiled.relaxed:
+                request = msgspec.structs.replace(request, clamped=one.changed | compiled.relaxed)
+            runs.append(Run(request, one, self.model, self.engine.finish, compiled))
         return self._drive(runs)
 
     def _drive(self, runs: "list[Run]") -> list[Result]:
@@ -314,6 +283,16 @@ class LLM:
         return receipt
 
 
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+def either(params: Params, sampling_params: Params) -> Params:
+    """The one that was given. Raises InvalidRequest when both were."""
+    if params is not None and sampling_params is not None:
+        raise InvalidRequest("params and sampling_params are one thing: give one", param="sampling_params")
+    return params if params is not None else sampling_params
+
+
 class Asked(msgspec.Struct, frozen=True):
     """One prompt: its text if it came as text, as given, as ids, and the messages if it came as those."""
 
@@ -321,13 +300,22 @@ class Asked(msgspec.Struct, frozen=True):
     given: str | list[int]
     ids: list[int]
     messages: list[dict[str, Any]] | None
+    changed: dict[str, str] = {}
 
 
 class Run:
     """One prompt under way: its choices' text, tokens and meters."""
 
-    def __init__(self, request: Request, asked: Asked, model: Model, finish: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        asked: Asked,
+        model: Model,
+        finish: Callable[[str], None],
+        compiled: Compiled | None,
+    ) -> None:
         self.request = request
+        self._compiled = compiled
         self.asked = asked
         self.meter = Meter(capture=request.capture)
         self.error: GalleyError | None = None
@@ -350,13 +338,15 @@ class Run:
             if out.error is not None:
                 self.error = self.error or out.error
                 return
-            delta = text.read(out)
-            pieces.append(delta)
-            self.meter.note(delta)
-            if delta.finish is not None and out.finish is None:
+            deltas = text.read(out)
+            pieces.extend(deltas)
+            for delta in deltas:
+                self.meter.note(delta)
+            if deltas[-1].finish is not None and out.finish is None:
                 self._finish(job)  # a stop string completed in the text
 
-        engine.submit(job, self.asked.ids, self.request.params, on_step=on_step, lane=lane)
+        guide = None if self._compiled is None else self._compiled.guide()
+        engine.submit(job, self.asked.ids, self.request.params, on_step=on_step, lane=lane, guide=guide)
 
     def result(self, receipt: Receipt) -> Result:
         """The finished prompt in vLLM's shape."""
@@ -372,30 +362,3 @@ class Run:
             usage=receipt.usage,
             receipt=receipt,
         )
-
-
-def completion(
-    index: int, pieces: list[Delta], decode: Callable[[list[int]], str], *, wanted: bool
-) -> Completion:
-    """All deltas of one choice as one."""
-    drawn: list[TokenLogprob] = [entry for piece in pieces for entry in piece.logprobs or ()]
-    finish = pieces[-1].finish
-    if finish is None:
-        raise RuntimeError("a choice ended without a finish reason")
-    return Completion(
-        index=index,
-        text="".join(piece.text for piece in pieces),
-        token_ids=[token for piece in pieces for token in piece.token_ids],
-        finish_reason=finish,
-        stop_reason=pieces[-1].stop,
-        logprobs=[table(entry, decode) for entry in drawn] if wanted else None,
-        cumulative_logprob=sum(entry.logprob for entry in drawn) if wanted else None,
-    )
-
-
-def table(entry: TokenLogprob, decode: Callable[[list[int]], str]) -> dict[int, Logprob]:
-    """The drawn token and its alternatives by id, as vLLM lists them."""
-    listed = {entry.token_id: Logprob(entry.logprob, entry.rank, decode([entry.token_id]))}
-    for place, (token, value) in enumerate(entry.top):
-        listed.setdefault(token, Logprob(value, place + 1, decode([token])))
-    return listed

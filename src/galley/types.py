@@ -12,6 +12,30 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 """How a choice may end well. Cancels and faults are not finish reasons: they are ``Receipt.status``."""
 
 
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What the output must look like: exactly one of the first five is set. The names are vLLM's.
+
+    Attributes:
+        json: a JSON schema (draft 2020-12), as an object or as its text.
+        json_object: any JSON object.
+        regex: the whole output matches it (Rust syntax: no look-around, no back-references).
+        choice: the output is one of these strings.
+        grammar: a context-free grammar in the Lark dialect of llguidance; the output derives from ``start``.
+        strict: with ``json``: a keyword that cannot be enforced is refused. Without it such keywords are left
+            out, and named where the answer can say so.
+        whitespace_pattern: with JSON: what may stand between its tokens, as a regex matched once at each
+            place. None writes it on one line, with one space after a comma and a colon.
+    """
+
+    json: dict[str, Any] | bool | str | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    strict: bool = True
+    whitespace_pattern: str | None = None
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to draw tokens. The names are those vLLM's users know.
 
@@ -27,6 +51,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         max_tokens: None means the rest of the context.
         logprobs: None for none, else how many alternatives beside the sampled token (0..20).
         logit_bias: token id to additive bias.
+        structured_outputs: a form the output must have. Needs the extra ``guided``.
     """
 
     n: int = 1
@@ -47,6 +72,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -58,6 +84,38 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.temperature < 1e-5
 
 
+MODEL_CHOOSES = ("temperature", "top_p", "top_k", "min_p")
+"""Sampling parameters for which a model file may bring defaults of its own."""
+
+
+class CacheBreakpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An end of a reusable prompt prefix, as a request marks it (``cache_control``).
+
+    Attributes:
+        message: index of the message it lies in. chars: characters of that message's text before it.
+        ttl: as asked for, e.g. ``5m``; ``ttl_s`` is the same in seconds.
+    """
+
+    message: int
+    chars: int
+    ttl: str
+    ttl_s: int
+
+
+class CacheHint(msgspec.Struct, frozen=True, kw_only=True):
+    """What one prompt asks of the prefix cache, in tokens.
+
+    Attributes:
+        ends: prompt tokens before each breakpoint, with the seconds to keep them. Ascending.
+        soon: the prompt is expected again: its blocks go to disk without waiting for an idle engine.
+        memory_only: nothing of it is written to disk; it is shared only with prompts that ask for the same.
+    """
+
+    ends: tuple[tuple[int, int], ...] = ()
+    soon: bool = False
+    memory_only: bool = False
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for. Exactly one of ``messages`` and ``prompts`` is set."""
 
@@ -66,11 +124,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Which door: ``chat.completions``, ``completions``, ``cli.run``, ``python.generate`` …"""
     model: str
     params: SamplingParams
+    left_open: list[str] = []
+    """Names of MODEL_CHOOSES that the user did not set: the model file's defaults hold, where it has any."""
     created: float
     """Unix seconds at arrival."""
     messages: list[dict[str, Any]] | None = None
     prompts: list[str | list[int]] | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: str = "auto"
+    """``auto``, ``none``, ``required``, or ``function:NAME`` for one function by name."""
+    parallel_tool_calls: bool = True
+    structured_path: str = ""
+    """Where the request had ``params.structured_outputs``, for errors."""
     template_kwargs: dict[str, Any] = {}
     add_generation_prompt: bool = True
     echo: bool = False
@@ -84,11 +149,26 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     """Lower runs first; 0 is normal."""
     service_tier: Literal["default", "flex", "priority"] = "default"
-    """The tier it is served in; ``priority`` is latency-critical: its prompt is computed in the next step."""
+    """The tier really used: ``flex`` runs after the others; ``priority`` is latency-critical: its prompt is
+    computed in the next step."""
     cache_salt: str | None = None
+    cache_key: str | None = None
+    """``prompt_cache_key``: requests of one key are expected to share a prefix."""
+    cache_breakpoints: list[CacheBreakpoint] = []
+    cache_ttl_s: int | None = None
+    """Keep the whole prompt's prefix so long (``prompt_cache_retention``, ``prompt_cache_options``)."""
+    cache_memory_only: bool = False
+    """Nothing of this request's KV may be written to disk."""
     max_queue_s: float | None = None
     max_total_s: float | None = None
-    local_only: bool = True
+    local_only: bool = False
+    """The request forbids leaving this machine. The catalog's policy may forbid it for all requests."""
+    residency: list[str] = []
+    """Regions in which it may be served; empty leaves that to policy."""
+    max_pico: int | None = None
+    """Most pico-dollars it may cost."""
+    session: str | None = None
+    """Key of the conversation it belongs to: later turns stay where the prefix is cached."""
     capture: bool = False
     ignored_params: list[str] = []
     clamped: dict[str, str] = {}
@@ -106,8 +186,24 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     """The ``logprobs`` most likely ids with their log-probabilities, best first."""
 
 
+class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of one tool call. The first piece of a call has ``id`` and ``name``; arguments add up to JSON.
+
+    ``retracted`` says that the call broke off malformed: its raw text follows as plain text, and what was
+    sent of it is no call.
+    """
+
+    index: int
+    """Number of the call within its choice."""
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    retracted: bool = False
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """One piece of output of one choice: at most one per choice and engine step."""
+    """One piece of output of one choice. What it holds came in this order: reasoning, text, tool calls; where
+    the output had another order there are several deltas."""
 
     index: int
     """prompt number * n + choice number."""
@@ -119,6 +215,13 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """Which stop string or stop token id ended it, when one of the request's own did."""
     cached_tokens: int | None = None
     """Set on a choice's first delta."""
+    reasoning: str = ""
+    """Text of the model's reasoning, without its markers."""
+    reasoning_tokens: int = 0
+    """How many of ``token_ids`` were drawn before the reasoning ended."""
+    tool_calls: list[ToolCallDelta] = []
+    warnings: list[str] = []
+    """What went wrong in reading the output; nothing of it was dropped."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +230,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_write_ttl: dict[str, int] = {}
+    """Of the cache-write tokens, those before an explicit breakpoint, by its lifetime (``5m``, ``1h``)."""
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     drafted_tokens: int = 0
@@ -188,6 +293,32 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     scores: dict[str, float] = {}
     propensity: float = 1.0
     price_version: str | None = None
+    candidates: list[str] = []
+    """What was eligible, ``model@provider``, in the order it would be tried."""
+    refused: dict[str, str] = {}
+    """What was not eligible, and why."""
+    quote_pico: int | None = None
+    """Most pico-dollars the chosen offer may cost."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One call made for a request. All of them are on the receipt, the hedged loser's too."""
+
+    provider: str
+    model: str
+    outcome: Literal["won", "failed", "lost", "cancelled"]
+    """``lost``: cancelled because another attempt was faster."""
+    at_s: float
+    """Seconds after arrival."""
+    took_s: float
+    """Until its commit point, failure or cancellation."""
+    kind: str = ""
+    """Class of the failure."""
+    status: int | None = None
+    """HTTP status, when one came."""
+    hedge: bool = False
+    probe: bool = False
+    """It also tested whether a failed upstream is back."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,6 +327,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     completion_tokens: int
     finish: FinishReason | None
+    reasoning_tokens: int = 0
 
 
 ReceiptStatus = Literal["ok", "error", "cancelled", "disconnected"]
@@ -235,5 +367,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     asked: dict[str, Any] = {}
     """What else of the request shaped the prompt (tools, template options). Only when capture is on."""
     price_lines: list[dict[str, Any]] = []
+    attempts: list[Attempt] = []
     audit_leaf: str | None = None
     version: str = ""
+    warnings: list[str] = []
+    """What went wrong in reading the output, such as a malformed tool call, whose text was returned."""

@@ -24,6 +24,13 @@ def size(value: Any) -> int:
     return math.floor(size)
 
 
+def budget(value: Any) -> int:
+    """A size as ``size`` reads it, or ``0`` or ``"off"`` for none."""
+    if value is not False and str(value).strip().lower() in ("0", "off"):
+        return 0
+    return size(value)
+
+
 def tokens(value: Any) -> int:
     """``8192`` or ``"8K"`` (1024s) or ``"8k"`` (1000s) to a token count of at least 1. Raises ValueError."""
     match = re.fullmatch(r"\s*([0-9]+)([kK]?)\s*", str(value))

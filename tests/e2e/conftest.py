@@ -11,7 +11,7 @@ import pytest
 from galley import config
 from galley.endpoint.serve import Server
 from galley.model.store import Store
-from galley.providers.opened import EngineOptions, Opened
+from galley.providers.opened import EngineOptions, Opened, disk_options
 from tests.tiny import tiny_gguf
 
 
@@ -28,7 +28,8 @@ class TinyServer:
         options = EngineOptions(**{name: getattr(self.config.engine, name) for name in names})
 
         def open_model() -> Opened:
-            self.opened = Opened(entry.path, entry.name, options)
+            disk = disk_options(self.config) if "disk_bytes" in flags else None
+            self.opened = Opened(entry.path, entry.name, options, disk=disk)
             return self.opened
 
         self.server = Server(self.config, entry, open_model, drain_s=5)

@@ -17,12 +17,17 @@ class Served:
             app, host="127.0.0.1", port=0, log_level="warning", loop="uvloop", http="httptools", ws="none"
         )
         self.server = uvicorn.Server(self.config)
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve()), daemon=True)
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self.port = 0
+        self.loop: asyncio.AbstractEventLoop
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        await self.server.serve()
 
     def __enter__(self) -> "Served":
         self.thread.start()

@@ -1,5 +1,7 @@
 """The whole way on a tiny random model: socket, text, engine, kernels, receipt."""
 
+import json
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -192,3 +194,17 @@ def test_metrics_move(client, tiny_server, http):
     assert read("vllm:prefix_cache_queries_total") > before[1]
     tiny_server.idle()
     assert read("vllm:num_requests_running") == 0 and read("vllm:kv_cache_usage_perc") == 0
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n"]
+)
+def test_bytes_that_are_no_http_get_the_error_object(tiny_server, data):
+    with socket.create_connection(("127.0.0.1", tiny_server.port), timeout=20) as client:
+        client.sendall(data)
+        said = b""
+        while piece := client.recv(4096):
+            said += piece
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and b"application/json" in head
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}

@@ -1,7 +1,9 @@
 """Birth and death of a serving process: loading, draining, exit codes."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -168,3 +170,59 @@ def test_socket_answers_while_the_model_loads(tmp_path, tiny_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     tiny.stop()
+
+
+@pytest.mark.parametrize("how", ["reading", "not reading", "uploading"])
+def test_second_signal_cancels_and_still_leaves_every_receipt(start, tmp_path, how):
+    process = start()
+    url = process.wait_for("ready after").split(" at ")[1].split("/v1")[0]
+    port = int(url.rpartition(":")[2])
+    body = {
+        "model": "tiny",
+        "prompt": "x",
+        "max_tokens": 480,
+        "ignore_eos": True,
+        "stream": True,
+        "logprobs": 20,
+    }
+    data = json.dumps(body | {"n": 16}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        if how == "uploading":
+            client.sendall(head + data[:-5])
+            time.sleep(0.3)
+        else:
+            client.sendall(head + data)
+            assert b"200 OK" in client.recv(500)
+        process.child.send_signal(signal.SIGTERM)
+        process.wait_for("stopping") if how != "uploading" else time.sleep(0.2)
+        process.child.send_signal(signal.SIGINT)
+        said = b""
+        if how == "reading":
+            while piece := client.recv(1 << 16):
+                said += piece
+            assert b'"code":"cancelled"' in said and b"[DONE]" not in said
+        assert process.finish() == 0, process.lines
+    assert any("every receipt is written" in line for line in process.lines)
+    assert not any("NOT STORED" in line or "Traceback" in line for line in process.lines), process.lines
+    (receipt,) = ReceiptStore(tmp_path / "receipts.db").list()
+    assert receipt.status == ("disconnected" if how == "uploading" else "cancelled")
+    assert not (tmp_path / "receipts.spool.jsonl").exists()
+
+
+def test_drain_that_runs_out_leaves_every_receipt(tmp_path, tiny_path):
+    from tests.e2e.conftest import TinyServer
+
+    tiny = TinyServer(tmp_path, tiny_path)
+    tiny.server._drain_s = 0.1
+    tiny.start()
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 480, "ignore_eos": True, "stream": True, "n": 16}
+    with httpx.stream("POST", f"{tiny.url}/v1/completions", json=body, timeout=30) as stream:
+        pieces = stream.iter_text()
+        text = next(pieces)
+        tiny.stop()
+        text += "".join(pieces)
+    assert '"code":"cancelled"' in text and "[DONE]" not in text
+    (receipt,) = ReceiptStore(tmp_path / "receipts.db").list()
+    assert (receipt.id, receipt.status) == (stream.headers["x-galley-receipt"], "cancelled")

@@ -1,7 +1,7 @@
 """The equality matrix: however a prompt gets to its answer, the ids and the logits are the same, bit for bit.
 
 {cold, partial hit, full hit, after eviction, after preemption} × chunk {1, B-1, B, all} × mates × n > 1,
-on a two-layer random model, for every backend that this machine has (KV-9, SMP-4, SMP-6).
+on a two-layer random model, for every backend and instruction set that this machine has (KV-9, SMP-4, SMP-6).
 """
 
 from functools import cache
@@ -22,8 +22,21 @@ B = 16
 TOTAL = 14
 PROMPT = [(7 * i + 3) % 290 + 3 for i in range(53)]  # three blocks and five tokens
 MATES = [[(11 * i + k) % 290 + 3 for i in range(17 + 9 * k)] for k in range(4)]
-KINDS = ["reference", "native"]
 MODELS = [("llama", "Q4_1"), ("qwen2", "Q8_0"), ("qwen3", "Q4_0")]
+
+
+def isas() -> list[str]:
+    """Instruction sets of the native backend on this machine, best first."""
+    if native_missing():
+        return []
+    from galley import _native
+
+    return list(_native.isa_available())
+
+
+KINDS = [(*model, kind) for kind in ("reference", "native") for model in MODELS]
+# Every set has its own kernels. The best runs all models; each of the others one, in turn.
+KINDS += [(*MODELS[number % len(MODELS)], isa) for number, isa in enumerate(isas()[1:])]
 
 
 class Eager(Policy):
@@ -78,7 +91,7 @@ class House:
         return self.ids[job], self.logits[job]
 
 
-@pytest.fixture(scope="module", params=[(*m, k) for k in KINDS for m in MODELS], ids="-".join)
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def opened(request, tmp_path_factory):
     """``open(blocks)`` gives the backend; one model and kind at a time."""
     arch, types, kind = request.param
@@ -90,7 +103,10 @@ def opened(request, tmp_path_factory):
 
     @cache
     def build(blocks):
-        made.append(open_backend(kind, gguf, spec_of(gguf), threads=2, num_blocks=blocks).backend)
+        isa = kind if kind not in ("reference", "native") else None
+        wanted = "native" if isa else kind
+        made.append(open_backend(wanted, gguf, spec_of(gguf), threads=2, num_blocks=blocks, isa=isa).backend)
+        assert isa is None or made[-1].isa == isa
         return made[-1]
 
     yield build

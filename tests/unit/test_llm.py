@@ -2,7 +2,7 @@
 
 import pytest
 
-from galley import LLM, SamplingParams
+from galley import LLM, SamplingParams, StructuredOutputs
 from galley.audit.receipts import ReceiptStore
 from galley.errors import ContextLengthExceeded, EngineFault, InvalidRequest, ModelNotFound
 from tests.tiny import tiny_gguf
@@ -191,3 +191,71 @@ def test_an_interrupt_cancels_and_still_leaves_receipts(path, tmp_path, where):
 def test_unknown_models_are_named(tmp_path):
     with pytest.raises(ModelNotFound):
         LLM("no-such-model", home=tmp_path)
+
+
+def refused(call, *args, **more):
+    with pytest.raises(InvalidRequest) as caught:
+        call(*args, **more)
+    return caught.value.param, caught.value.code
+
+
+def test_wrong_arguments_are_typed_errors_that_name_their_place(llm):
+    hi = {"role": "user", "content": "hi"}
+    assert refused(llm.generate, "a", {"max_tokens": 2}) == ("params", "invalid_type")
+    assert refused(llm.generate, ["a", "b"], [params(), 3]) == ("params[1]", "invalid_type")
+    assert refused(llm.generate, ["a", ""], params()) == ("prompts[1]", "invalid_value")
+    assert refused(llm.generate, ["a", [5] * 600], params()) == ("prompts[1]", "context_length_exceeded")
+    assert refused(llm.generate, ["a", [99999]], params()) == ("prompts[1]", "invalid_value")
+    assert refused(llm.chat, [hi], params(), template_kwargs={"messages": []})[0] == "template_kwargs"
+    assert refused(llm.chat, [{"role": "tool", "content": "x"}])[0] == "messages[0].role"
+    missing = ("messages[1][0].content", "missing_required_parameter")
+    assert refused(llm.chat, [[hi], [{"role": "user"}]]) == missing
+    assert refused(llm.chat, [[hi], "hi"]) == ("messages[1]", "invalid_type")
+    assert refused(llm.chat, "hi")[1] == "invalid_type"
+    assert refused(llm.chat, []) == ("messages", "empty_array")
+    both = refused(llm.generate, "a", params(), sampling_params=params())
+    assert both[0] == "sampling_params"
+
+
+def test_vllms_names_are_there(llm):
+    (result,) = llm.generate("the thing", sampling_params=params(max_tokens=3))
+    assert len(result.outputs[0].token_ids) == 3
+    assert result.finished and result.prompt_logprobs is None
+    assert result.num_cached_tokens == result.usage.cached_tokens
+    assert len(llm.chat([{"role": "user", "content": "x"}], sampling_params=params())) == 1
+
+
+def test_developer_is_read_as_system_and_the_receipt_says_so(llm):
+    asked = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "x"}]
+    (result,) = llm.chat(asked, params())
+    as_system = [{"role": "system", "content": "be brief"}, asked[1]]
+    assert result.prompt_token_ids == llm.model.template.encode(llm.model.tokenizer, as_system)
+    assert result.receipt.clamped == {"messages[0].role": "developer read as system"}
+
+
+def test_closed_llm_says_so_and_leaves_no_receipt(path, tmp_path, capsys):
+    llm = LLM(str(path), home=tmp_path, backend="reference", kv_memory=8 << 20)
+    llm.close()
+    llm.close()
+    assert refused(llm.generate, "a", params()) == (None, "closed")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_structured_output_is_valid_and_noted_by_its_digest(llm):
+    pytest.importorskip("llguidance")
+    wanted = StructuredOutputs(choice=["yes, certainly", "no"])
+    results = llm.generate(["a", "b"], params(ignore_eos=False, max_tokens=40, structured_outputs=wanted))
+    for result in results:
+        assert result.outputs[0].text in wanted.choice and result.outputs[0].finish_reason == "stop"
+        assert set(result.receipt.params["structured_outputs"]) == {"sha256"}
+    relaxed = StructuredOutputs(json={"type": "boolean", "not": {"const": True}}, strict=False)
+    (result,) = llm.generate("a", params(ignore_eos=False, structured_outputs=relaxed))
+    assert result.outputs[0].text in ("true", "false")
+    assert result.receipt.clamped == {"structured_outputs.not": "not enforced"}
+    for more in ({"ignore_eos": True}, {"min_tokens": 2, "ignore_eos": False}):
+        with pytest.raises(InvalidRequest, match="grammar"):
+            llm.generate("a", params(structured_outputs=wanted, **more))
+    with pytest.raises(InvalidRequest, match="exactly one"):
+        llm.generate(
+            "a", params(ignore_eos=False, structured_outputs=StructuredOutputs(regex="a", choice=["b"]))
+        )

@@ -4,9 +4,10 @@ Nothing here measures; it adds up what the engine measured per choice. So the ar
 tested without an engine, and is the same whoever asks for it.
 """
 
+import hashlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from galley import __version__
 from galley.errors import GalleyError
 from galley.types import (
+    Attempt,
     Choice,
     Digests,
     Receipt,
@@ -45,6 +47,8 @@ class Metered(Protocol):
     def cached_tokens(self) -> int: ...
     @property
     def cache_write_tokens(self) -> int: ...
+    @property
+    def cache_ends(self) -> tuple[tuple[int, int], ...]: ...
     @property
     def completion_tokens(self) -> int: ...
     @property
@@ -114,6 +118,10 @@ def assemble(
     ended: float | None = None,
     output: list[str] | None = None,
     output_ids: list[list[int]] | None = None,
+    attempts: Sequence[Attempt] = (),
+    price_lines: Sequence[dict[str, Any]] = (),
+    notes: Mapping[str, str] | None = None,
+    warnings: Sequence[str] = (),
 ) -> Receipt:
     """Add up one request. O(choices).
 
@@ -127,6 +135,10 @@ def assemble(
         started, ended: monotonic arrival and end as seen by the caller. Without them the meters' earliest
             arrival and latest finish count; a request refused before the engine has only these.
         output, output_ids: text and token ids of each choice; kept only if ``request.capture``.
+        attempts: every call made for the request, when a router made them.
+        price_lines: what it cost, by kind.
+        notes: further adjustments, beside the request's own, for ``clamped``.
+        warnings: what went wrong in reading the output.
 
     Usage counts a prompt once however many choices share it (``n`` > 1), as OpenAI does; completion tokens
     add up over choices. ``cached_tokens`` of a prompt is the smallest among its scheduled choices: the later
@@ -136,6 +148,10 @@ def assemble(
     effective = params or request.params
     usage = add_usage(meters, choices, max(1, effective.n))
     shown = msgspec.to_builtins(effective)
+    if effective.structured_outputs is not None and not request.capture:
+        # A schema can say much of what a prompt is about: without capture its digest has to do.
+        spelled = msgspec.json.encode(effective.structured_outputs, order="sorted")
+        shown["structured_outputs"] = {"sha256": hashlib.sha256(spelled).hexdigest()}
     if seeds:
         shown["seed"] = seeds[0]
         if len(set(seeds)) > 1:
@@ -171,7 +187,7 @@ def assemble(
         ],
         params=shown,
         ignored_params=list(request.ignored_params),
-        clamped=dict(request.clamped),
+        clamped={**request.clamped, **(notes or {})},
         error=None if error is None else error_fields(error),
         metadata=dict(request.metadata),
         prompt=(request.messages if request.messages is not None else request.prompts)
@@ -180,7 +196,10 @@ def assemble(
         output=output if request.capture else None,
         output_ids=output_ids if request.capture else None,
         asked={name: getattr(request, name) for name in SHAPING} if request.capture else {},
+        price_lines=list(price_lines),
+        attempts=list(attempts),
         version=__version__,
+        warnings=list(warnings),
     )
 
 
@@ -197,10 +216,27 @@ def add_usage(meters: Mapping[int, Metered], choices: Sequence[Choice], n: int) 
         prompt_tokens=sum(max(m.prompt_tokens for m in group) for group in prompts.values()),
         cached_tokens=cached,
         cache_write_tokens=sum(m.cache_write_tokens for m in meters.values()),
+        cache_write_ttl=written_by_lifetime(meters.values()),
         completion_tokens=sum(c.completion_tokens for c in choices)
         if choices
         else sum(m.completion_tokens for m in meters.values()),
+        reasoning_tokens=sum(c.reasoning_tokens for c in choices),
     )
+
+
+def written_by_lifetime(meters: Iterable[Metered]) -> dict[str, int]:
+    """Cache-write tokens before an explicit breakpoint, by its lifetime; a token counts for the first
+    breakpoint after it."""
+    found: dict[str, int] = {}
+    for meter in meters:
+        at, last = meter.cached_tokens, meter.cached_tokens + meter.cache_write_tokens
+        for end, seconds in meter.cache_ends:
+            part = min(end, last) - at
+            if part > 0:
+                name = f"{seconds // 3600}h" if seconds % 3600 == 0 else f"{seconds // 60}m"
+                found[name] = found.get(name, 0) + part
+                at += part
+    return found
 
 
 def add_times(meters: Mapping[int, Metered], started: float | None, ended: float | None) -> Times:

@@ -310,13 +310,15 @@ class ReceiptStore:
     # ---- reading
 
     def get(self, id: str) -> Receipt | None:
-        """One receipt by id, also while it still waits for its commit; None when there is none."""
+        """One receipt by id, also one waiting for its commit or spooled; None when there is none."""
         with self._lock:
             waiting = self._unsaved.get(id)
         if waiting is not None:
             return waiting
         rows = self._select("WHERE id = ?", (id,))
-        return msgspec.json.decode(rows[0][1], type=Receipt) if rows else None
+        if rows:
+            return msgspec.json.decode(rows[0][1], type=Receipt)
+        return next((r for r in Spool.read(self.spool) if r.id == id), None)
 
     def list(
         self,
@@ -327,7 +329,8 @@ class ReceiptStore:
         since: float | None = None,
         before: float | None = None,
     ) -> list[Receipt]:
-        """Newest first. ``since`` (inclusive) and ``before`` (exclusive) are Unix seconds of arrival."""
+        """Newest first, those waiting or spooled included. ``since`` (inclusive) and ``before``
+        (exclusive) are Unix seconds of arrival."""
 
         def wanted(r: Receipt) -> bool:
             return (
@@ -346,6 +349,9 @@ class ReceiptStore:
         for _, body in rows:
             receipt = msgspec.json.decode(body, type=Receipt)
             found.setdefault(receipt.id, receipt)
+        for receipt in Spool.read(self.spool):
+            if wanted(receipt):
+                found.setdefault(receipt.id, receipt)
         return sorted(found.values(), key=lambda r: (r.created, r.id), reverse=True)[:limit]
 
     def follow(

@@ -1,14 +1,17 @@
 """`galley chat`: a conversation, turn by turn, each turn with its receipt."""
 
 import asyncio
+import contextlib
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from galley.cli.log import summary
-from galley.cli.sampling import params_of, sampling_options
+from galley.cli.sampling import left_open, params_of, sampling_options
 from galley.cli.session import ENGINE_FLAGS, Session, capture_option, render, settings_options
+from galley.cli.terminal import echo_delta
 from galley.errors import GalleyError
 from galley.types import SamplingParams
 
@@ -29,6 +32,8 @@ HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops 
 def chat(session: Session, /, model: str | None, system: str | None, quiet: bool, **sampling: Any) -> None:
     """Talk to a model, turn by turn.
 
+    Without MODEL it is the setting ``model``: see galley config show.
+
     /reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer. With piped input each
     line is a turn, and the first turn that fails ends the command with its exit code.
     """
@@ -37,7 +42,9 @@ def chat(session: Session, /, model: str | None, system: str | None, quiet: bool
     from galley.cli.house import House
 
     with House(session.config, name) as house, asyncio.Runner() as runner:
-        Conversation(house, runner, params_of(sampling), system=system, quiet=quiet).talk()
+        Conversation(
+            house, runner, params_of(sampling), left_open=left_open(sampling), system=system, quiet=quiet
+        ).talk()
 
 
 class Conversation:
@@ -49,12 +56,14 @@ class Conversation:
         runner: asyncio.Runner,
         params: SamplingParams,
         *,
+        left_open: list[str],
         system: str | None,
         quiet: bool,
     ) -> None:
         self._house = house
         self._runner = runner
         self._params = params
+        self._left_open = left_open
         self._opening: list[dict[str, Any]] = (
             [{"role": "system", "content": system}] if system is not None else []
         )
@@ -65,6 +74,8 @@ class Conversation:
     def talk(self) -> None:
         """Read turns until /exit or the end of input."""
         if self._live:
+            with contextlib.suppress(ImportError):  # a Python built without it reads plain lines
+                importlib.import_module("readline")  # makes input() edit lines and remember them
             click.echo(f"{self._house.model.name} · {HELP}", err=True)
         while True:
             try:
@@ -99,10 +110,13 @@ class Conversation:
     async def _ask(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One turn; returns the conversation with the answer in it."""
         pieces: list[str] = []
-        async with self._house.open(self._params, api="cli.chat", messages=messages) as answer:
+        thinking = False
+        async with self._house.open(
+            self._params, api="cli.chat", messages=messages, left_open=self._left_open
+        ) as answer:
             async for delta in answer.deltas():
                 pieces.append(delta.text)
-                click.echo(delta.text, nl=False)
+                thinking = echo_delta(delta, thinking)
                 sys.stdout.flush()
         click.echo()
         if not self._quiet and answer.receipt is not None:

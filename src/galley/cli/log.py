@@ -1,6 +1,7 @@
 """`galley log` and `galley receipt`: what was asked, what it used, how it ended."""
 
 import time
+from collections.abc import Sequence
 
 import click
 
@@ -9,13 +10,19 @@ from galley.cli.terminal import print_json, size
 from galley.errors import NotFound
 from galley.types import Receipt
 
-_COLUMNS = "{:<19}  {:<9}  {:<16}  {:<20}  {:>7}  {:>7}  {:>7}  {:>8}  {:>8}  {}"
+_HEAD = ("TIME", "STATUS", "API", "MODEL", "PROMPT", "CACHED", "OUTPUT", "TTFT", "TOK/S", "RECEIPT")
 
 
 @click.command()
 @click.option("--follow", "-f", is_flag=True, help="Go on with new receipts until Ctrl-C.")
 @click.option(
-    "--limit", "-n", default=20, show_default=True, type=click.IntRange(min=0), help="Most receipts to list."
+    "--limit",
+    "-n",
+    metavar="N",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Most receipts to list.",
 )
 @click.option("--model", metavar="MODEL", help="Only this model's.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON receipt a line.")
@@ -26,26 +33,18 @@ def log(session: Session, follow: bool, limit: int, model: str | None, as_json: 
 
     store = ReceiptStore(session.config.receipts.path)
     try:
-        if not as_json:
-            head = (
-                "TIME",
-                "STATUS",
-                "API",
-                "MODEL",
-                "PROMPT",
-                "CACHED",
-                "OUTPUT",
-                "TTFT",
-                "TOK/S",
-                "RECEIPT",
-            )
-            click.echo(_COLUMNS.format(*head))
-        for receipt in reversed(store.list(limit=limit, model=model) if limit else []):
-            _print(receipt, as_json=as_json)
+        listed = store.list(limit=limit, model=model) if limit else []
+        if not listed and not follow and not as_json:
+            whose = f" of {model}" if model else ""
+            click.echo(f"No receipts{whose} in {session.config.receipts.path}.", err=True)
+            return
+        lines = Lines(listed, as_json=as_json)
+        for receipt in reversed(listed):
+            lines.print(receipt)
         if follow:
             for receipt in store.follow():
                 if model is None or receipt.model == model:
-                    _print(receipt, as_json=as_json)
+                    lines.print(receipt)
     finally:
         store.close()
 
@@ -94,26 +93,38 @@ def summary(receipt: Receipt) -> str:
     return " · ".join(parts)
 
 
-def _print(receipt: Receipt, *, as_json: bool) -> None:
-    if as_json:
-        print_json(receipt, lines=True)
-        return
-    rate = speed(receipt)
-    ttft = receipt.times.ttft_s
-    click.echo(
-        _COLUMNS.format(
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(receipt.created)),
-            receipt.status,
-            receipt.api,
-            receipt.model,
-            receipt.usage.prompt_tokens,
-            receipt.usage.cached_tokens,
-            receipt.usage.completion_tokens,
-            "-" if ttft is None else f"{ttft:.3f} s",
-            "-" if rate is None else f"{rate:.1f}",
-            receipt.id,
+class Lines:
+    """Receipts a line each, in columns as wide as what is listed needs; later lines may be wider."""
+
+    def __init__(self, listed: Sequence[Receipt], *, as_json: bool) -> None:
+        self._as_json = as_json
+        api = max([16, *(len(receipt.api) for receipt in listed)])
+        name = max([20, *(len(receipt.model) for receipt in listed)])
+        self._form = f"{{:<19}}  {{:<12}}  {{:<{api}}}  {{:<{name}}}" + "  {:>7}" * 3 + "  {:>8}" * 2 + "  {}"
+        if not as_json:
+            click.echo(self._form.format(*_HEAD))
+
+    def print(self, receipt: Receipt) -> None:
+        """One receipt."""
+        if self._as_json:
+            print_json(receipt, lines=True)
+            return
+        rate = speed(receipt)
+        ttft = receipt.times.ttft_s
+        click.echo(
+            self._form.format(
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(receipt.created)),
+                receipt.status,
+                receipt.api,
+                receipt.model,
+                receipt.usage.prompt_tokens,
+                receipt.usage.cached_tokens,
+                receipt.usage.completion_tokens,
+                "-" if ttft is None else f"{ttft:.3f} s",
+                "-" if rate is None else f"{rate:.1f}",
+                receipt.id,
+            )
         )
-    )
 
 
 def _lines(r: Receipt) -> list[tuple[str, str]]:

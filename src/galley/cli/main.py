@@ -18,11 +18,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("galley.cli.models:list_models", "List the models on this machine (also: ls)."),
     "show": ("galley.cli.show:show", "Show what a model is made of."),
     "rm": ("galley.cli.models:remove", "Remove models from this machine."),
+    "route": ("galley.cli.route:route", "Explain, train and measure the choice of a model."),
     "log": ("galley.cli.log:log", "List receipts, newest last; -f follows."),
     "receipt": ("galley.cli.log:receipt", "Show one receipt in full."),
     "replay": ("galley.cli.replay:replay", "Run a captured request again and compare the token ids."),
     "ps": ("galley.cli.ps:ps", "Show which models a running server has in memory."),
     "fit": ("galley.cli.fit:fit", "Say what context and concurrency of a model fit, before loading it."),
+    "cache": ("galley.cli.cache:cache", "Pin, list and drop prompt prefixes kept on disk."),
+    "keys": ("galley.cli.keys:keys", "Make, list and revoke API keys."),
     "doctor": ("galley.cli.doctor:doctor", "Measure this machine and say what fits."),
     "bench": ("galley.cli.bench:bench", "Time Galley beside what the machine can do."),
     "config": ("galley.cli.settings:config", "Show, write and check settings."),
@@ -44,6 +47,10 @@ Exit codes:
 """
 
 
+class ReaderLeft(Exception):
+    """Standard output was closed by whoever read it."""
+
+
 class LazyGroup(click.Group):
     """Imports a subcommand's module when that subcommand is asked for."""
 
@@ -57,6 +64,12 @@ class LazyGroup(click.Group):
         module, _, attribute = where[0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderLeft from error  # click would make it a failure, with exit code 1
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -106,11 +119,11 @@ def invoke(argv: list[str]) -> int:
             raise
         render(error)
         return error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderLeft):
         # The reader (head, less) left: not a fault, and there is nobody to tell. Without this the
         # interpreter would complain once more while flushing stdout on its way out.
         sys.stdout = None
-        return 1
+        return 0
     except Exception as error:
         if debug:
             raise

@@ -1,11 +1,16 @@
 """`galley pull`, `list`, `rm`: the models on this machine."""
 
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from galley.cli.session import Session
+from galley.cli.session import Session, render
 from galley.cli.terminal import PullProgress, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from galley.model.store import Entry
 
 
 @click.command()
@@ -33,13 +38,20 @@ def pull(session: Session, ref: str, name: str | None, yes: bool, as_json: bool)
 @click.pass_obj
 def list_models(session: Session, as_json: bool) -> None:
     """List the models on this machine (also: ls)."""
-    entries = session.store.list()
+    entries, faults = session.store.survey()
     if as_json:
         print_json(entries)
-        return
-    if not entries:
+    elif entries:
+        _table(entries)
+    for fault in faults:
+        render(fault)
+    if faults:
+        click.get_current_context().exit(faults[0].exit_code)
+    if not entries and not as_json:
         click.echo(f"No models in {session.config.home}. Try: galley pull {session.config.model}", err=True)
-        return
+
+
+def _table(entries: "Sequence[Entry]") -> None:
     print_table(
         ("NAME", "SIZE", "LICENCE", "PULLED", "SOURCE", "SHA256"),
         [

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from galley.cli.log import summary
-from galley.cli.sampling import params_of, sampling_options
+from galley.cli.sampling import left_open, params_of, sampling_options
 from galley.cli.session import ENGINE_FLAGS, Session, capture_option, settings_options
-from galley.cli.terminal import print_json
+from galley.cli.terminal import echo_delta, print_json
 from galley.types import Delta, SamplingParams
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def run(
     if not raw:
         messages = [{"role": "system", "content": system}] if system is not None else []
         asked = {"messages": [*messages, {"role": "user", "content": prompt}]}
+    asked["left_open"] = left_open(sampling)
     with House(session.config, model) as house:
         asyncio.run(_answer(house, params, asked, as_json=as_json, quiet=quiet))
 
@@ -73,15 +74,16 @@ async def _answer(
 ) -> None:
     choices: dict[int, list[Delta]] = {index: [] for index in range(max(1, params.n))}
     streamed = not as_json and len(choices) == 1
+    thinking = False
     try:
         async with house.open(params, api="cli.run", **asked) as answer:
             async for delta in answer.deltas():
                 choices.setdefault(delta.index, []).append(delta)
                 if streamed:
-                    click.echo(delta.text, nl=False)
+                    thinking = echo_delta(delta, thinking)
                     sys.stdout.flush()
     finally:
-        if streamed and any(delta.text for delta in choices[0]):
+        if streamed and any(delta.text or delta.reasoning for delta in choices[0]):
             click.echo()
     receipt = answer.receipt
     assert receipt is not None
@@ -98,7 +100,10 @@ async def _answer(
     elif not streamed:
         for index, deltas in sorted(choices.items()):
             click.echo(f"--- {index + 1} of {len(choices)}")
-            click.echo("".join(delta.text for delta in deltas))
+            thinking = False
+            for delta in deltas:
+                thinking = echo_delta(delta, thinking)
+            click.echo()
     if not quiet and not as_json:
         click.echo(f"[{summary(receipt)}]", err=True)
 
@@ -107,6 +112,7 @@ def _choice(index: int, deltas: list[Delta]) -> dict[str, Any]:
     return {
         "index": index,
         "text": "".join(delta.text for delta in deltas),
+        "reasoning": "".join(delta.reasoning for delta in deltas) or None,
         "token_ids": [token for delta in deltas for token in delta.token_ids],
         "logprobs": [one for delta in deltas for one in delta.logprobs or ()] or None,
         "finish_reason": next((delta.finish for delta in deltas if delta.finish), None),

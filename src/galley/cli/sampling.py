@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from galley.types import SamplingParams
+from galley.types import MODEL_CHOOSES, SamplingParams
 
 
 def biases(_ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[int, float] | None:
@@ -24,9 +24,12 @@ OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--max-tokens", type=int, metavar="N", help="Most tokens to write; default: the rest of the context."
     ),
-    click.option("--temperature", type=float, metavar="T", help="0 is greedy. Default: 1."),
+    click.option("--temperature", type=float, metavar="T", help="0 is greedy. Default: the model's, else 1."),
     click.option(
-        "--top-p", type=float, metavar="P", help="Keep the smallest set with this mass. Default: 1."
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="Keep the smallest set with this mass. Default: the model's, else 1.",
     ),
     click.option("--top-k", type=int, metavar="K", help="Keep the K most likely; 0 is off."),
     click.option("--min-p", type=float, metavar="P", help="Drop what is below P times the most likely."),
@@ -65,6 +68,11 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(OPTIONS):
         command = option(command)
     return command
+
+
+def left_open(values: dict[str, Any]) -> list[str]:
+    """The parameters left to the model file's own defaults, where it has any."""
+    return [name for name in MODEL_CHOOSES if values[name] is None]
 
 
 def params_of(values: dict[str, Any]) -> SamplingParams:

@@ -47,6 +47,15 @@ class Session:
         return Store(self.config.home, hf_endpoint=pull.hf_endpoint, hf_token=pull.hf_token)
 
 
+class WholeHelp(click.Group):
+    """A group whose list of commands has the whole first paragraph of each one's help, not its start."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            firsts = {name: (each.help or "").partition("\n\n")[0] for name, each in self.commands.items()}
+            formatter.write_dl([(name, " ".join(first.split())) for name, first in firsts.items()])
+
+
 def render(error: GalleyError) -> None:
     """One line, and one for what to do about it; on stderr."""
     click.echo(f"galley: {error.message}", err=True)
@@ -62,6 +71,7 @@ ENGINE_FLAGS: dict[str, tuple[str, str, str]] = {
     "engine.context": ("--context", "TOKENS", "Context, such as 4096 or 8K; default: the model's own."),
     "engine.token_budget": ("--token-budget", "N", "Most tokens computed in one step."),
     "engine.max_jobs": ("--max-jobs", "N", "Most choices running at once."),
+    "kv.disk_bytes": ("--disk-bytes", "SIZE", "KV kept on disk, such as 2GiB; 0 for none."),
 }
 
 
@@ -85,15 +95,15 @@ def settings_options(
 
 
 def capture_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--capture``: store the prompt and the output in the receipt."""
+    """``--capture``: store prompt and output in the receipt; ``--no-capture`` wins over the settings."""
 
-    def keep(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
-        ctx.find_object(Session).add({"receipts.capture": value or None})  # type: ignore[union-attr]
+    def keep(ctx: click.Context, _option: click.Parameter, value: bool | None) -> None:
+        ctx.find_object(Session).add({"receipts.capture": value})  # type: ignore[union-attr]
 
     return click.option(
-        "--capture",
-        is_flag=True,
+        "--capture/--no-capture",
+        default=None,
         expose_value=False,
         callback=keep,
-        help="Store prompts and outputs in receipts.",
+        help="Store prompts and outputs in receipts, or not; default: the setting, else not.",
     )(command)

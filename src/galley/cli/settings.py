@@ -2,13 +2,13 @@
 
 import click
 
-from galley.cli.session import Session
+from galley.cli.session import Session, WholeHelp
 from galley.cli.terminal import print_json, print_table
 from galley.config import template
 from galley.errors import ConfigError
 
 
-@click.group()
+@click.group(cls=WholeHelp)
 def config() -> None:
     """Show, write and check settings.
 
@@ -65,10 +65,15 @@ def init(session: Session) -> None:
         session.file = None  # It need not exist yet.
     else:
         target = session.config.home / "config.toml"
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:
             file.write(template())
-    except FileExistsError as error:
-        raise ConfigError(f"{target} is there already.", hint="edit it, or move it away first") from error
+    except OSError as error:
+        if target.exists():
+            raise ConfigError(f"{target} is there already.", hint="edit it, or move it away first") from error
+        raise ConfigError(
+            f"{target}: {error.strerror or error}",
+            hint="name another place: galley --config FILE config init",
+        ) from error
     click.echo(str(target))

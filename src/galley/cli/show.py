@@ -54,6 +54,8 @@ def show(session: Session, model: str, as_json: bool) -> None:
         ("context", f"{spec['context']:,} tokens"),
         ("quantisation", kinds),
         ("chat format", facts["chat_format"] or "none: only --raw and /v1/completions"),
+        ("tool format", facts["tool_format"]),
+        ("cache", facts["prefix_stability"]["words"] if facts["prefix_stability"] else "-"),
         ("licence", facts["license"] or "not stated"),
         ("file", f"{size(entry.bytes)} at {entry.path}"),
         ("source", entry.source + (f" at {entry.revision}" if entry.revision else "")),
@@ -69,6 +71,12 @@ def describe(model: Any) -> dict[str, Any]:
     """JSON-safe facts of an open ``Model``: spec, tensors by type, chat format, digests."""
     import msgspec
 
+    from galley.model.stability import check_stability
+
+    stability = None
+    if model.template is not None:
+        found = check_stability(model.template, model.tokenizer)
+        stability = {**msgspec.to_builtins(found), "lost_share": found.lost_share, "words": found.words()}
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     parameters = 0
     for info in model.gguf.tensors.values():
@@ -85,8 +93,22 @@ def describe(model: Any) -> dict[str, Any]:
         "spec": msgspec.to_builtins(model.spec),
         "parameters": parameters,
         "types": sorted(types, key=lambda row: -int(row["bytes"])),
+        "tool_format": tool_format(model),
         "chat_format": model.template.name if model.template else None,
+        "prefix_stability": stability,
         "license": str(stated) if stated else None,
         "tokenizer_sha256": model.tokenizer.digest,
         "template_sha256": model.template.digest if model.template else None,
     }
+
+
+def tool_format(model: Any) -> str:
+    """How calls and reasoning are written, as told from the template."""
+    from galley.runtime.text.formats import detect
+
+    if model.template is None:
+        return "-"
+    record = detect(model.template.source)
+    told = "" if "tools" in model.template.source else "; tools are described in the system message"
+    think = f"; reasoning {' … '.join(record.think)}" if record.think else ""
+    return f"{record.name}{think}{told}"

@@ -10,6 +10,7 @@ import msgspec
 
 from galley.config import colour_wanted
 from galley.model.progress import PullPlan
+from galley.types import Delta
 
 ASK_ABOVE = 1_000_000_000
 """Bytes. Larger downloads are asked about when somebody is there to answer."""
@@ -28,6 +29,18 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for number, row in enumerate([head, *rows]):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         click.echo(click.style(line, bold=True) if bold and number == 0 else line)
+
+
+def echo_delta(delta: Delta, thinking: bool) -> bool:
+    """A piece of an answer on stdout, reasoning dim and apart. Returns whether reasoning came last."""
+    if delta.reasoning:
+        dim = sys.stdout.isatty() and colour_wanted()
+        click.echo(click.style(delta.reasoning, dim=True) if dim else delta.reasoning, nl=False)
+        thinking = True
+    if delta.text:
+        click.echo(f"\n\n{delta.text}" if thinking else delta.text, nl=False)
+        thinking = False
+    return thinking
 
 
 def size(count: float) -> str:

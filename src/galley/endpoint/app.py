@@ -1,28 +1,40 @@
 """The ASGI application: which path leads where."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from galley import __version__
+from galley.audit.assemble import receipt_id
 from galley.audit.receipts import ReceiptStore
 from galley.endpoint.access import Access
 from galley.endpoint.admin import Admin
 from galley.endpoint.chat import ChatDoor
 from galley.endpoint.client import error_headers, wire_error
 from galley.endpoint.completions import CompletionsDoor
-from galley.endpoint.generate import Generate
+from galley.endpoint.dialect import dialect_of
+from galley.endpoint.generate import Generate, Limits
+from galley.endpoint.keypages import KeyPages
+from galley.endpoint.messages.door import MessagesDoor
 from galley.endpoint.metrics import Metrics
-from galley.endpoint.tokens import ApplyTemplate, Detokenize, Tokenize
+from galley.endpoint.openapi import document
+from galley.endpoint.paging import principal_of, respond
+from galley.endpoint.params import stub
+from galley.endpoint.responses.create import Responses
+from galley.endpoint.responses.door import ResponseDoor
+from galley.endpoint.state import State
+from galley.endpoint.stored import StoredChat
+from galley.endpoint.tokens import ApplyTemplate, CountTokens, Detokenize, Tokenize
 from galley.errors import GalleyError, InvalidRequest, NotFound
 from galley.providers.base import ModelCard
 from galley.router.router import Router
@@ -30,6 +42,13 @@ from galley.router.router import Router
 __all__ = ["build_app"]
 
 MAX_LISTED = 1000
+GENERATING = {
+    "/v1/chat/completions": "chat.completions",
+    "/v1/completions": "completions",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
+"""Paths whose every request leaves a receipt, and the name it has there."""
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
@@ -40,9 +59,13 @@ def build_app(
     host: str = "127.0.0.1",
     keys: Iterable[str] = (),
     allowed_hosts: Iterable[str] = (),
+    cors_origins: Iterable[str] = (),
     max_body: int = 8 << 20,
-    capture: bool = False,
+    body_s: float | None = 60.0,
+    total_s: float | None = None,
     keepalive_s: float = 15.0,
+    capture: bool = False,
+    state: State | None = None,
     lifespan: Lifespan | None = None,
     admin: Admin | None = None,
 ) -> ASGIApp:
@@ -50,52 +73,118 @@ def build_app(
 
     Args:
         host: the address bound to; on loopback the Host header is checked.
-        keys: API keys accepted; none means no key is asked for.
-        max_body: bytes.
+        keys: API keys with every scope; none, and none in ``state``, means no key is asked for.
+        cors_origins: web pages that may call.
+        max_body: bytes. body_s: longest wait for a body. total_s: longest time for an answer.
+        keepalive_s: silence after which a stream gets a comment.
         admin: models that can be seen, put to sleep and woken; None has no such routes.
         capture: store prompts and outputs in receipts (unless a request says ``store: false``).
+        state: what is kept between requests: answers, files, batches, keys. Without it those paths are 404.
     """
+    limits = Limits(body=max_body, body_s=body_s, total_s=total_s, keepalive_s=keepalive_s)
     metrics = Metrics()
     router.listeners.append(metrics.observe)
     pages = Pages(router, receipts, metrics)
-    chat = Generate(router, ChatDoor(), max_body=max_body, capture=capture, keepalive_s=keepalive_s)
-    completions = Generate(
-        router, CompletionsDoor(), max_body=max_body, capture=capture, keepalive_s=keepalive_s
+    chat_store = StoredChat(state.shelf, max_body=limits.body) if state else None
+    chat = Generate(
+        router,
+        ChatDoor(),
+        limits=limits,
+        capture=capture,
+        keep=chat_store.keep if chat_store else None,
     )
-    post = ["POST"]
+    completions = Generate(router, CompletionsDoor(), limits=limits, capture=capture)
+    messages = Generate(router, MessagesDoor(router), limits=limits, capture=capture)
+    counting = MessagesDoor(router, need_max_tokens=False)
+    post, get, delete = ["POST"], ["GET"], ["DELETE"]
+    routes = [
+        Route("/v1/chat/completions", chat, methods=post),
+        Route("/v1/completions", completions, methods=post),
+        Route("/v1/messages", messages, methods=post),
+        Route("/v1/messages/count_tokens", CountTokens(router, counting, limits=limits), methods=post),
+        Route("/v1/models", pages.models),
+        Route("/v1/models/{id:path}", pages.model),
+        Route("/v1/receipts", pages.receipts),
+        Route("/v1/receipts/{id}", pages.receipt),
+        Route("/tokenize", Tokenize(router, limits=limits), methods=post),
+        Route("/detokenize", Detokenize(router, limits=limits), methods=post),
+        Route("/apply-template", ApplyTemplate(router, limits=limits), methods=post),
+        Route("/health", pages.health),
+        Route("/ready", pages.ready),
+        Route("/metrics", pages.metrics),
+        Route("/openapi.json", pages.openapi),
+    ]
+    if state is not None and chat_store is not None:
+        responses = Responses(router, state.shelf, store=state.keeping.store, limits=limits, capture=capture)
+        stored = responses.stored
+        key_pages = KeyPages(state.keys, max_body=limits.body)
+        count = CountTokens(
+            router,
+            ResponseDoor(state.shelf, store=state.keeping.store),
+            limits=limits,
+            shape={"object": "response.input_tokens"},
+        )
+        routes += [
+            Route("/v1/chat/completions", chat_store.list, methods=get),
+            Route("/v1/chat/completions/{id}", chat_store.get, methods=get),
+            Route("/v1/chat/completions/{id}", chat_store.update, methods=post),
+            Route("/v1/chat/completions/{id}", chat_store.delete, methods=delete),
+            Route("/v1/chat/completions/{id}/messages", chat_store.messages, methods=get),
+            Route("/v1/responses", responses, methods=post),
+            Route("/v1/responses/input_tokens", count, methods=post),
+            Route("/v1/responses/{id}", stored.get, methods=get),
+            Route("/v1/responses/{id}", stored.delete, methods=delete),
+            Route("/v1/responses/{id}/cancel", responses.cancel, methods=post),
+            Route("/v1/responses/{id}/input_items", stored.input_items, methods=get),
+            Route("/v1/keys", key_pages.list, methods=get),
+            Route("/v1/keys", key_pages.create, methods=post),
+            Route("/v1/keys/{id}", key_pages.revoke, methods=delete),
+        ]
+        stored.bury()
+        doors = {"/v1/chat/completions": chat, "/v1/completions": completions, "/v1/responses": responses}
+        routes += state.routes(router, doors, limits)
     app = Starlette(
-        routes=[
-            Route("/v1/chat/completions", chat, methods=post),
-            Route("/v1/completions", completions, methods=post),
-            Route("/v1/models", pages.models),
-            Route("/v1/models/{id:path}", pages.model),
-            Route("/v1/receipts", pages.receipts),
-            Route("/v1/receipts/{id}", pages.receipt),
-            Route("/tokenize", Tokenize(router, max_body=max_body), methods=post),
-            Route("/detokenize", Detokenize(router, max_body=max_body), methods=post),
-            Route("/apply-template", ApplyTemplate(router, max_body=max_body), methods=post),
-            Route("/health", pages.health),
-            Route("/ready", pages.ready),
-            Route("/metrics", pages.metrics),
-            *([] if admin is None else admin.routes()),
-        ],
+        routes=[*routes, *([] if admin is None else admin.routes())],
         exception_handlers={GalleyError: on_error, HTTPException: on_http_error, Exception: on_error},
         lifespan=lifespan,
     )
-    return Access(app, host=host, keys=keys, allowed_hosts=allowed_hosts)
+    # A redirect has no error object, and clients do not repeat a POST after one.
+    app.router.redirect_slashes = False
 
+    def refused(scope: Scope, error: GalleyError) -> str | None:
+        """The receipt of a request turned away at the door; None where there is nothing to answer."""
+        api = GENERATING.get(scope["path"])
+        if api is None or scope["method"] != "POST":
+            return None
+        id = receipt_id()
+        request = stub({}, request_id=scope["state"]["request_id"], api=api, key=None)
+        router.refuse(request, error, receipt_id=id, started=time.monotonic())
+        return id
 
-def respond(found: Any, status: int = 200) -> Response:
-    """A JSON response."""
-    return Response(msgspec.json.encode(found), status, media_type="application/json")
+    return Access(
+        app,
+        host=host,
+        keys=keys,
+        store=state.keys if state else None,
+        allowed_hosts=allowed_hosts,
+        cors_origins=cors_origins,
+        refused=refused,
+    )
 
 
 async def on_error(request: HTTPRequest, error: Exception) -> Response:
     """Any exception of a page as the four-key object."""
     shown = wire_error(error)
-    response = respond(shown.body(), shown.status)
+    response = failure(request, shown)
     response.raw_headers.extend(error_headers(shown))
     return response
+
+
+def failure(request: HTTPRequest, error: GalleyError) -> Response:
+    """An error in the dialect of the path."""
+    dialect = dialect_of(request.url.path)
+    body = dialect.body(error, request.scope.get("state", {}).get("request_id"))
+    return respond(body, dialect.status(error))
 
 
 async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
@@ -104,11 +193,15 @@ async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
     place = f"{request.method} {request.url.path[:200]}"
     shown: GalleyError
     if error.status_code == 404:
-        shown = NotFound(f"There is no {place} here.")
+        bare = request.url.path.rstrip("/")
+        hint = f"try {bare[:200]}" if bare and bare != request.url.path else None
+        shown = NotFound(f"There is no {place} here.", hint=hint)
     else:
         shown = InvalidRequest(f"{place}: {error.detail}.", code="method_not_allowed")
-    body = respond(shown.body(), error.status_code)
+    shown.status = error.status_code
+    body = failure(request, shown)
     body.headers.update(error.headers or {})
+    body.raw_headers.extend(error_headers(shown))
     return body
 
 
@@ -121,13 +214,31 @@ class Pages:
         self._metrics = metrics
 
     async def models(self, request: HTTPRequest) -> Response:
-        """``GET /v1/models``."""
-        return respond({"object": "list", "data": [shown(card) for card in self._router.catalog.cards()]})
+        """``GET /v1/models``: those the key may ask."""
+        principal = principal_of(request)
+        cards = [card for card in self._router.catalog.cards() if principal.may_ask(card.id)]
+        return respond(
+            {
+                "object": "list",
+                "data": [shown(card) for card in cards],
+                "first_id": cards[0].id if cards else None,
+                "last_id": cards[-1].id if cards else None,
+                "has_more": False,
+            }
+        )
 
     async def model(self, request: HTTPRequest) -> Response:
         """``GET /v1/models/{id}``; an alias leads to its model."""
-        card, _ = self._router.catalog.find(request.path_params["id"])
+        name = request.path_params["id"]
+        if not name:
+            raise HTTPException(404)
+        card, _ = self._router.catalog.find(name)
+        principal_of(request).need_model(card.id, name)
         return respond(shown(card))
+
+    async def openapi(self, request: HTTPRequest) -> Response:
+        """This server's own OpenAPI document."""
+        return respond(document())
 
     async def health(self, request: HTTPRequest) -> Response:
         """200 while the process serves at all; the details say how well."""
@@ -198,13 +309,13 @@ class Pages:
             )
         found = await asyncio.to_thread(
             self._receipts.list,
-            limit,
+            limit + 1,  # one more tells whether there are more
             model=query.get("model"),
             user=query.get("user"),
             since=number(query["since"], "since") if "since" in query else None,
             before=number(query["before"], "before") if "before" in query else None,
         )
-        return respond({"object": "list", "data": found, "has_more": len(found) == limit})
+        return respond({"object": "list", "data": found[:limit], "has_more": len(found) > limit})
 
 
 def number(text: str, name: str, *, whole: bool = False) -> float:
@@ -219,7 +330,7 @@ def number(text: str, name: str, *, whole: bool = False) -> float:
 
 
 def shown(card: ModelCard) -> dict[str, Any]:
-    """A model in OpenAI's form, with what vLLM's clients look for."""
+    """A model in OpenAI's form, with what vLLM's and Anthropic's clients look for."""
     return {
         "id": card.id,
         "object": "model",
@@ -231,4 +342,8 @@ def shown(card: ModelCard) -> dict[str, Any]:
         "quantization": card.quantization,
         "location": card.location,
         "capabilities": ["completion", *(["chat"] if card.chat else [])],
+        "price": None,
+        "type": "model",
+        "display_name": card.id,
+        "created_at": datetime.fromtimestamp(card.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }

@@ -2,16 +2,20 @@
 
 from typing import Any
 
+from galley.endpoint.caching import Breakpoints
 from galley.endpoint.params import common, read_stream, sampling
 from galley.endpoint.reply import ChatReply, Options
+from galley.endpoint.structure import read_structure
+from galley.endpoint.tools import Tools, read_calls
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import UnsupportedParameter
+from galley.providers.messages import refuse_reserved
 from galley.types import Request
 
 __all__ = ["ChatDoor"]
 
-ROLES = ("system", "developer", "user", "assistant")
-OTHER_ROLES = ("tool", "function")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+OTHER_ROLES = ("function",)
 
 
 class ChatDoor:
@@ -34,17 +38,27 @@ class ChatDoor:
         shared = common(fields, request_id=request_id, api=self.api, capture=capture, key=key)
         stream, include_usage = read_stream(fields)
         kwargs = fields.object("chat_template_kwargs")
-        params = sampling(fields, logprobs=(top or 0) if wants else None)
+        structure, path = read_structure(fields)
+        tools = Tools(fields)
+        params = sampling(fields, logprobs=(top or 0) if wants else None, structure=structure)
         add_prompt = fields.boolean("add_generation_prompt", True)
         options = Options(
-            stream=stream, include_usage=include_usage, return_token_ids=fields.boolean("return_token_ids")
+            stream=stream,
+            include_usage=include_usage,
+            return_token_ids=fields.boolean("return_token_ids"),
+            keep=fields.boolean("store"),
         )
-        shared["ignored_params"] += read.ignored + fields.rest()
+        shared["ignored_params"] += read.ignored + tools.ignored + fields.rest()
         request = Request(
             **shared,
             model=model,
             params=params,
             messages=read.messages,
+            cache_breakpoints=read.breakpoints.last(read.adjusted),
+            tools=tools.tools,
+            tool_choice=tools.choice,
+            parallel_tool_calls=tools.parallel,
+            structured_path=path,
             template_kwargs=check_kwargs(kwargs),
             add_generation_prompt=add_prompt,
             stream=stream,
@@ -54,12 +68,13 @@ class ChatDoor:
 
 
 class Messages:
-    """The ``messages`` array as plain ``{role, content: str}``, with what was left out or changed."""
+    """The ``messages`` array as ``{role, content: str}``, with calls and reasoning, and what was changed."""
 
     def __init__(self, fields: Fields) -> None:
         self.messages: list[dict[str, Any]] = []
         self.ignored: list[str] = []
         self.adjusted: dict[str, str] = {}
+        self.breakpoints = Breakpoints(fields)
         fields.need("messages")
         given = fields.array("messages")
         if not given:
@@ -76,16 +91,23 @@ class Messages:
             raise UnsupportedParameter(
                 f"Messages of role {role!r} are not supported.", param=message.at("role")
             )
-        message.refuse(("tool_calls", "function_call", "audio"))
+        message.refuse(("function_call", "audio"))
+        calls = read_calls(message) if role == "assistant" else None
+        more: dict[str, Any] = {"tool_calls": calls} if calls else {}
+        if role == "assistant":
+            thought = message.text("reasoning_content") or message.text("reasoning")
+            more |= {"reasoning_content": thought} if thought else {}
+        elif role == "tool":
+            more |= {name: text for name in ("tool_call_id", "name") if (text := message.text(name, 256))}
         if role == "developer":
             role = "system"
             self.adjusted[message.at("role")] = "developer read as system"
         content = message.raw("content")
         if content is None and role != "assistant":
             message.need("content")
-        self.messages.append(
-            {"role": role, "content": "" if content is None else self._text(message, content)}
-        )
+        text = "" if content is None else self._text(message, content)
+        self.breakpoints.read(message, len(self.messages), len(text))
+        self.messages.append({"role": role, "content": text, **more})
         self.ignored += message.rest()
 
     def _text(self, message: Fields, content: object) -> str:
@@ -110,20 +132,14 @@ class Messages:
                     param=part.at("type"),
                 )
             texts.append(part.checked(part.need("text"), "text"))
+            self.breakpoints.read(part, len(self.messages), len("\n".join(texts)))
             self.ignored += part.rest()
         return "\n".join(texts)
-
-
-RESERVED = frozenset(
-    ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "tokenizer", "self")
-)
 
 
 def check_kwargs(kwargs: Fields | None) -> dict[str, Any]:
     """Variables for the chat template; those the template gets anyway may not be overridden."""
     if kwargs is None:
         return {}
-    for name in kwargs.body:
-        if name in RESERVED or not name.isidentifier():
-            raise invalid(f"{name[:64]!r} may not be set here.", "chat_template_kwargs", "invalid_value")
+    refuse_reserved(kwargs.body, "chat_template_kwargs")
     return dict(kwargs.body)

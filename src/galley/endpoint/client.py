@@ -3,20 +3,21 @@
 import asyncio
 import sys
 import traceback
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from galley.errors import GalleyError, InvalidRequest, PayloadTooLarge
+from galley.endpoint.dialect import dialect_of
+from galley.errors import GalleyError, InvalidRequest, PayloadTooLarge, RequestTimeout
 
 __all__ = ["Client", "DisconnectError", "error_headers", "wire_error"]
 
 Headers = list[tuple[bytes, bytes]]
 
 DISCARD_LIMIT = 64 << 20
-"""How much of an over-size body is read and thrown away so that the client gets to see the 413."""
+"""How much of an over-size body is read and thrown away so that the client gets to see the error."""
 
 
 class DisconnectError(Exception):
@@ -36,7 +37,7 @@ def wire_error(error: BaseException) -> GalleyError:
 def error_headers(error: GalleyError) -> Headers:
     """Headers that go with an error: whether and when to retry, how to authenticate, what to do."""
     headers: Headers = []
-    if error.status == 429 or error.status >= 500:
+    if error.status == 429 or error.status >= 500 or isinstance(error, PayloadTooLarge):
         headers.append((b"x-should-retry", b"true" if error.retryable else b"false"))
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
@@ -71,8 +72,36 @@ class Client:
                 return bytes(value)
         return None
 
-    async def body(self, limit: int) -> bytes:
-        """The whole body. Raises PayloadTooLarge, DisconnectError."""
+    async def body(self, limit: int, *, within_s: float | None = None) -> bytes:
+        """The whole body. Raises InvalidRequest, PayloadTooLarge, RequestTimeout, DisconnectError."""
+        self._plain()
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._whole_body(limit)
+        except TimeoutError:
+            raise RequestTimeout(f"The body did not arrive within {within_s:g} s.") from None
+
+    async def pieces(self, limit: int, *, silence_s: float | None = None) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises PayloadTooLarge as soon as it is, RequestTimeout, DisconnectError."""
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(silence_s):
+                    message = await self._receive()
+            except TimeoutError:
+                raise RequestTimeout(f"Nothing of the body arrived for {silence_s:g} s.") from None
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise DisconnectError
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise self._too_large(limit)
+            yield part
+            if not message.get("more_body", False):
+                return
+
+    async def _whole_body(self, limit: int) -> bytes:
         declared = self.header(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > DISCARD_LIMIT:
             raise self._too_large(limit)
@@ -93,6 +122,14 @@ class Client:
                 if size > limit:
                     raise self._too_large(limit)
                 return b"".join(parts)
+
+    def _plain(self) -> None:
+        coding = (self.header(b"content-encoding") or b"identity").decode("latin-1").lower()
+        if coding != "identity":
+            raise InvalidRequest(
+                f"A body with Content-Encoding {coding[:64]!r} is not read here: send it as it is.",
+                code="unsupported_content_encoding",
+            )
 
     @staticmethod
     def _too_large(limit: int) -> InvalidRequest:
@@ -153,5 +190,7 @@ class Client:
         await self.write(body, more=False)
 
     async def error(self, error: GalleyError) -> None:
-        """An error response with the four keys."""
-        await self.json(error.status, msgspec.json.encode(error.body()), error_headers(error))
+        """An error response, in the dialect of the path."""
+        dialect = dialect_of(self.scope["path"])
+        body = dialect.body(error, self.scope.get("state", {}).get("request_id"))
+        await self.json(dialect.status(error), msgspec.json.encode(body), error_headers(error))

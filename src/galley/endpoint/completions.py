@@ -4,6 +4,7 @@ from typing import Any
 
 from galley.endpoint.params import common, read_stream, sampling
 from galley.endpoint.reply import CompletionReply, Options
+from galley.endpoint.structure import read_structure
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import UnsupportedParameter
 from galley.types import Request
@@ -26,7 +27,7 @@ class CompletionsDoor:
         fields = Fields(body)
         model = fields.checked(fields.need("model"), "model", 512)
         prompts = read_prompts(fields)
-        fields.refuse(("suffix",))
+        fields.refuse(("suffix", "tools", "tool_choice", "parallel_tool_calls"))
         best_of = fields.integer("best_of", 1)
         n = fields.integer("n", 1)
         if best_of is not None and best_of != (n or 1):
@@ -38,15 +39,25 @@ class CompletionsDoor:
             raise UnsupportedParameter("'logprobs' together with 'echo' is not supported.", param="logprobs")
         shared = common(fields, request_id=request_id, api=self.api, capture=capture, key=key)
         stream, include_usage = read_stream(fields)
-        params = sampling(fields, logprobs=logprobs)
+        structure, path = read_structure(fields)
+        params = sampling(fields, logprobs=logprobs, structure=structure)
         if len(prompts) * params.n > MAX_PROMPTS:
             message = f"{len(prompts)} prompts with n = {params.n} make more than {MAX_PROMPTS} choices."
             raise invalid(message, "prompt", "array_above_max_length")
         options = Options(
             stream=stream, include_usage=include_usage, return_token_ids=fields.boolean("return_token_ids")
         )
-        shared["ignored_params"] += fields.rest()
-        request = Request(**shared, model=model, params=params, prompts=prompts, echo=echo, stream=stream)
+        # The specification has no stored completions, so the wish is named. Refusing to store is met.
+        shared["ignored_params"] += (["store"] if fields.boolean("store") else []) + fields.rest()
+        request = Request(
+            **shared,
+            model=model,
+            params=params,
+            prompts=prompts,
+            echo=echo,
+            stream=stream,
+            structured_path=path,
+        )
         return request, options
 
 

@@ -129,6 +129,8 @@ class Metrics:
         self.count("vllm:prompt_tokens_total", usage.prompt_tokens, model_name=model)
         self.count("vllm:generation_tokens_total", usage.completion_tokens, model_name=model)
         self.count("galley:cached_tokens_total", usage.cached_tokens, model_name=model)
+        self.count("galley:cache_query_tokens_total", usage.prompt_tokens, tenant=receipt.tenant)
+        self.count("galley:cache_hit_tokens_total", usage.cached_tokens, tenant=receipt.tenant)
         self.count("galley:prefill_flop_total", receipt.resources.prefill_flop, model_name=model)
         self.count("galley:decode_bytes_total", receipt.resources.decode_bytes, model_name=model)
         self.count("galley:kv_byte_seconds_total", receipt.resources.kv_byte_seconds, model_name=model)
@@ -207,6 +209,15 @@ LOAD_METRICS: tuple[tuple[str, str, Callable[[Load], float]], ...] = (
     ("galley:recomputed_tokens_total", "counter", lambda load: load.recomputed),
     ("galley:step_faults_total", "counter", lambda load: load.faults),
     ("galley:invariant_violations_total", "counter", lambda load: load.violations),
+    ("galley:kv_disk_limit_bytes", "gauge", lambda load: load.disk_limit),
+    ("galley:kv_disk_bytes", "gauge", lambda load: load.disk_bytes),
+    ("galley:kv_disk_kept_bytes", "gauge", lambda load: load.disk_kept_bytes),
+    ("galley:kv_disk_hit_tokens_total", "counter", lambda load: load.disk_hits),
+    ("galley:kv_disk_saved_blocks_total", "counter", lambda load: load.disk_saved),
+    ("galley:kv_disk_evicted_blocks_total", "counter", lambda load: load.disk_evicted),
+    ("galley:kv_disk_damaged_blocks_total", "counter", lambda load: load.disk_damaged),
+    ("galley:kv_disk_refused_total", "counter", lambda load: load.disk_refused),
+    ("galley:kv_disk_failures_total", "counter", lambda load: load.disk_failures),
     ("galley:predicted_steps_total", "counter", lambda load: load.predicted_steps),
     ("galley:step_seconds_total", "counter", lambda load: load.step_seconds),
     ("galley:step_predicted_seconds_total", "counter", lambda load: load.step_predicted_seconds),

@@ -4,16 +4,14 @@ refused and what is merely noted."""
 import time
 from typing import Any
 
+from galley.endpoint.caching import read_caching
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import InvalidRequest
-from galley.types import Request, SamplingParams
+from galley.runtime.sampling.params import LIMITS, MAX_BIASES, MAX_STOP_IDS, MAX_STOP_LENGTH, MAX_STOPS
+from galley.types import MODEL_CHOOSES, Request, SamplingParams, StructuredOutputs
 
 __all__ = ["CHANGES_ANSWER", "common", "sampling"]
 
-MAX_CHOICES = 16
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 1024
-MAX_BIASES = 1024
 LONGEST_S = 604_800.0
 """A deadline beyond a week is taken for a mistake."""
 FLEX = 6
@@ -29,7 +27,6 @@ CHANGES_ANSWER = (
     "moderation",
     "prediction",
     "reasoning_effort",
-    "tools",
     "verbosity",
     "web_search_options",
     # vLLM
@@ -38,18 +35,11 @@ CHANGES_ANSWER = (
     "chat_template",
     "continue_final_message",
     "documents",
-    "guided_choice",
-    "guided_decoding_backend",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "guided_whitespace_pattern",
     "logits_processors",
     "mm_processor_kwargs",
     "prompt_embeds",
     "prompt_logprobs",
     "structural_tag",
-    "structured_outputs",
     "thinking_token_budget",
     "truncate_prompt_tokens",
     "use_beam_search",
@@ -74,11 +64,18 @@ CHANGES_ANSWER = (
 """Would change the answer and are not implemented: given with a meaning, 400 ``unsupported_parameter``."""
 
 
-def sampling(fields: Fields, *, logprobs: int | None) -> SamplingParams:
+def sampling(
+    fields: Fields, *, logprobs: int | None, structure: StructuredOutputs | None = None
+) -> SamplingParams:
     """Sampling parameters of either door, in OpenAI's ranges. Omitted ``max_tokens`` is the rest of the
     context on both doors (OpenAI's 16 for completions is a hidden cap)."""
-    older = fields.integer("max_tokens", 1)
-    newer = fields.integer("max_completion_tokens", 1)
+
+    def whole(name: str, limits: str = "") -> int | None:
+        low, high = LIMITS[limits or name]
+        return fields.integer(name, int(low), int(high))
+
+    older = whole("max_tokens")
+    newer = whole("max_completion_tokens", "max_tokens")
     if older is not None and newer is not None and older != newer:
         raise invalid(
             f"'max_tokens' ({older}) and 'max_completion_tokens' ({newer}) disagree; give one.",
@@ -86,32 +83,31 @@ def sampling(fields: Fields, *, logprobs: int | None) -> SamplingParams:
             "invalid_value",
         )
     most = newer if newer is not None else older
-    least = fields.integer("min_tokens", 0) or 0
+    least = whole("min_tokens") or 0
     if most is not None and least > most:
         raise invalid(
             f"'min_tokens' ({least}) is above 'max_tokens' ({most}).", "min_tokens", "invalid_value"
         )
-    seed = fields.integer("seed", -(2**63), 2**64 - 1)
     given: dict[str, Any] = {
-        "n": fields.integer("n", 1, MAX_CHOICES),
-        "temperature": fields.number("temperature", 0, 2),
-        "top_p": fields.number("top_p", 0, 1),
-        "top_k": fields.integer("top_k", -1),
-        "min_p": fields.number("min_p", 0, 1),
-        "repetition_penalty": fields.number("repetition_penalty", 0.01, 10),
-        "frequency_penalty": fields.number("frequency_penalty", -2, 2),
-        "presence_penalty": fields.number("presence_penalty", -2, 2),
+        "n": whole("n"),
+        "temperature": fields.number("temperature", *LIMITS["temperature"]),
+        "top_p": fields.number("top_p", *LIMITS["top_p"]),
+        "top_k": whole("top_k"),
+        "min_p": fields.number("min_p", *LIMITS["min_p"]),
+        "repetition_penalty": fields.number("repetition_penalty", *LIMITS["repetition_penalty"]),
+        "frequency_penalty": fields.number("frequency_penalty", *LIMITS["frequency_penalty"]),
+        "presence_penalty": fields.number("presence_penalty", *LIMITS["presence_penalty"]),
         "logit_bias": read_bias(fields),
-        # Negative seeds (int64 in the specification) are taken as two's complement: distinct stay distinct.
-        "seed": None if seed is None else seed % 2**64,
+        "seed": whole("seed"),
         "stop": read_stops(fields),
-        "stop_token_ids": fields.integers("stop_token_ids", 128),
+        "stop_token_ids": fields.integers("stop_token_ids", MAX_STOP_IDS),
         "max_tokens": most,
         "min_tokens": least,
         "logprobs": logprobs,
         "include_stop_str_in_output": fields.boolean("include_stop_str_in_output"),
         "ignore_eos": fields.boolean("ignore_eos"),
         "skip_special_tokens": fields.boolean("skip_special_tokens", True),
+        "structured_outputs": structure,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
@@ -149,6 +145,9 @@ def read_bias(fields: Fields) -> dict[int, float] | None:
         if not (key.isascii() and key.isdigit()):
             message = f"Invalid key in 'logit_bias': {key[:64]!r} is no token id."
             raise invalid(message, "logit_bias", "invalid_value")
+        if len(key.lstrip("0")) > 9:  # more digits than any vocabulary has ids, before they are read as one
+            message = f"Invalid key in 'logit_bias': no vocabulary reaches {key[:64]!r}."
+            raise invalid(message, "logit_bias", "invalid_value")
         value = inner.number(key, -100, 100)
         if value is None:
             raise inner.wrong(key, "a number", None)
@@ -168,8 +167,8 @@ def read_metadata(fields: Fields) -> dict[str, str]:
         raise invalid(message, "metadata", "object_above_max_properties")
     found: dict[str, str] = {}
     for key in inner.body:
-        if len(key) > 64 or "\x00" in key:
-            message = "A key of 'metadata' is longer than 64 characters or holds NUL."
+        if len(key) > 64:
+            message = "A key of 'metadata' is longer than 64 characters."
             raise invalid(message, "metadata", "string_above_max_length")
         value = inner.text(key, 512)
         if value is None:
@@ -196,45 +195,38 @@ def read_stream(fields: Fields) -> tuple[bool, bool]:
 def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str | None) -> dict[str, Any]:
     """The fields of a Request that both doors fill alike, by name."""
     fields.refuse(CHANGES_ANSWER)
-    tool_choice = fields.raw("tool_choice")
-    if tool_choice not in (None, "none"):
-        raise unsupported("tool_choice", "none")
-    shape = fields.object("response_format")
-    if shape is not None and shape.choice("type", ("text", "json_object", "json_schema")) not in (
-        None,
-        "text",
-    ):
-        raise unsupported("response_format", "type text")
     modalities = fields.array("modalities")
     if modalities not in (None, ["text"]):
         raise unsupported("modalities", "['text']")
     tier = fields.choice("service_tier", ("auto", "default", "flex", "scale", "priority", "fast"))
+    # The tier is echoed as it was used: scale is not to be had here and runs as default.
+    used = TIERS.get(tier or "", "default")
     priority = fields.integer("priority", -(2**31), 2**31 - 1)
     if priority is None:
-        priority = FLEX if tier == "flex" else 0
-    kept = fields.boolean("store")
-    noted = []
-    if tier == "scale":
-        noted.append("service_tier")
-    if kept:
-        # Receipts are always kept, answers are not retrievable: the wish cannot be met, so it is said.
-        noted.append("store")
+        priority = FLEX if used == "flex" else 0
+    noted: list[str] = []
     refused_store = fields.raw("store") is False
+    caching = read_caching(fields)
+    noted += caching.pop("ignored")
     user = fields.text("user", 512)
     salt = fields.text("cache_salt", 512)
     identifier = fields.text("safety_identifier", 512)
+    if identifier is not None and user is not None and user != identifier:
+        noted.append("user")
     return {
         "id": request_id,
         "api": api,
         "created": time.time(),
         "user": identifier if identifier is not None else user,
+        "left_open": [name for name in MODEL_CHOOSES if fields.raw(name) is None],
         "key": key,
         "metadata": read_metadata(fields),
         "priority": priority,
-        "service_tier": TIERS.get(tier or "", "default"),
+        "service_tier": used,
         "max_queue_s": fields.number("max_queue_s", 0.001, LONGEST_S),
         "max_total_s": fields.number("max_total_s", 0.001, LONGEST_S),
         "cache_salt": salt,
+        **caching,
         "capture": capture and not refused_store,
         "ignored_params": noted,
     }

@@ -7,18 +7,22 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 
 import uvicorn
 import uvloop
 
 from galley import __version__
 from galley.audit.receipts import ReceiptStore
-from galley.config import Config
+from galley.config import Config, secret
 from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
-from galley.errors import ConfigError, Overloaded
+from galley.endpoint.keys import KeyStore
+from galley.endpoint.protocol import Protocol
+from galley.endpoint.state import Keeping, State
+from galley.errors import ConfigError, GalleyError, Overloaded
 from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
 from galley.model.model import Model
@@ -26,14 +30,21 @@ from galley.model.store import Entry, Store
 from galley.providers.base import ModelCard
 from galley.providers.fit import plan_fit
 from galley.providers.fleet import Fleet
-from galley.providers.opened import EngineOptions, Opened
+from galley.providers.opened import EngineOptions, Opened, disk_options
+from galley.providers.remote import RemoteProvider
 from galley.providers.resident import Resident
+from galley.router.catalog import Catalog
+from galley.router.outside import open_providers
 from galley.router.router import Router
 
 __all__ = ["Server", "serve"]
 
 DRAIN_S = 30.0
 """How long running answers may go on after SIGTERM."""
+LINGER_S = 5.0
+"""How long the last bytes may take to reach a client after that; then its connection is cut."""
+WATCH_S = 1.0
+"""How often the catalog's file and the failed upstreams are looked at."""
 
 
 def say(line: str) -> None:
@@ -49,13 +60,26 @@ def serve(config: Config) -> None:
 
     Raises ConfigError (unsafe bind, address in use), ModelNotFound, BadModelFile.
     """
-    check_bind(config.server.host, config.server.api_key)
+    keys = KeyStore(config.home / "keys.db")
+    check_bind(config.server.host, config.server.api_key, keys)
+    keys.close()
     entry = Store(config.home).resolve(config.model)
-    options = options_of(config)
-    costs = config.home / "cost"
-    server = Server(config, entry, lambda: Opened(entry.path, entry.name, options, costs=costs, measure=True))
+    server = Server(config, entry, lambda: open_entry(config, entry, None))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
+
+
+def open_entry(config: Config, entry: Entry, kept: Model | None) -> Opened:
+    """A model of the store, running as the settings say; ``kept`` is its file, when that is open already."""
+    return Opened(
+        entry.path,
+        entry.name,
+        options_of(config),
+        model=kept,
+        disk=disk_options(config),
+        costs=config.home / "cost",
+        measure=True,
+    )
 
 
 def options_of(config: Config) -> EngineOptions:
@@ -95,16 +119,36 @@ class Server:
             sizes=self._size_of,
         )
         aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
-        self.router = Router([], self.receipts, aliases=aliases)
+        self._aliases = aliases
+        catalog = self._read_catalog()
+        self._outside: list[RemoteProvider] = []
+        self.router = Router([], self.receipts, aliases=aliases, catalog=catalog)
+        if catalog is not None:
+            self._outside = open_providers(catalog, secret)
         key = config.server.api_key
+        kept = config.state
+        self.state = State(
+            config.home,
+            Keeping(
+                store=kept.store_responses,
+                days=kept.keep_days,
+                bytes=kept.keep_bytes,
+                max_file=kept.max_file,
+                concurrency=kept.batch_lines,
+            ),
+        )
         app = build_app(
             self.router,
             self.receipts,
             host=config.server.host,
             keys=[key] if key else [],
             allowed_hosts=config.server.allowed_hosts,
+            cors_origins=config.server.cors_origins,
             max_body=config.server.max_body,
+            body_s=config.server.body_timeout,
+            total_s=config.server.request_timeout,
             capture=config.receipts.capture,
+            state=self.state,
             admin=Admin(
                 self.fleet,
                 key=config.server.admin_key,
@@ -116,7 +160,7 @@ class Server:
         self._listener = Listener(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="off",
                 log_level="warning",
@@ -128,7 +172,11 @@ class Server:
         )
         self._signals = 0
         self._failure: Exception | None = None
-        self._draining: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def _read_catalog(self) -> Catalog | None:
+        path = self.config.router.catalog
+        return None if path is None else Catalog.read(path, self._aliases)
 
     @property
     def port(self) -> int:
@@ -150,17 +198,24 @@ class Server:
         self.receipts.replay()
         say(f"{__version__} listening on {self.url}; loading {self.config.model} …")
         loading = asyncio.ensure_future(self._load())
-        self._watching = asyncio.ensure_future(self.fleet.watch())
+        self.state.start()
+        watching = [asyncio.ensure_future(self._watch()), asyncio.ensure_future(self.fleet.watch())]
         try:
             await self._listener.serve(sockets=[self._socket])
         finally:
+            for task in watching:
+                task.cancel()
             await loading
-            self._watching.cancel()
+            await self.state.stop()
+            await self._settle()
+            for provider in self._outside:
+                provider.close()
             await self.fleet.close()
             self.receipts.close()
         if self._failure is not None:
             raise self._failure
-        say("stopped; every receipt is written" if self.receipts.fault is None else "stopped, with faults")
+        whole = self.receipts.fault is None and not self.router.active
+        say("stopped; every receipt is written" if whole else "stopped, with faults")
 
     async def _load(self) -> None:
         try:
@@ -168,23 +223,34 @@ class Server:
         except Exception as error:  # the listener must stop first, then the caller gets it
             self._failure = error
             self.router.fail(str(error))
-            self._listener.should_exit = True
+            self._leave(self._close())
             return
         for note in opened.notes:
             say(note)
         first = Resident(opened.provider.cards[0], self._opener(self._entry), self.fleet, opened=opened)
         self.fleet.add(first)
         if self.router.state == "loading":
+            for provider in self._outside:
+                self.router.catalog.add(provider)
             self.router.add(first)
             for name in self.config.server.models:
                 self._add(name)
+            if self.state.runner is not None:
+                self.state.runner.wake()
             spent = time.monotonic() - self._began
             say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
 
     def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
-        options = options_of(self.config)
-        costs = self.config.home / "cost"
-        return lambda kept: Opened(entry.path, entry.name, options, model=kept, costs=costs, measure=True)
+        def opener(kept: Model | None) -> Opened:
+            opened = open_entry(self.config, entry, kept)
+            try:
+                self.router.catalog.check_weights(entry.name, opened.provider.digests.weights)
+            except ConfigError:
+                opened.close()
+                raise
+            return opened
+
+        return opener
 
     def _add(self, name: str) -> Resident:
         """Serve one more model, asleep until somebody asks. Raises ModelNotFound, BadModelFile."""
@@ -217,15 +283,47 @@ class Server:
         fit = plan_fit(self._store.resolve(name), options_of(self.config), available=None)
         return fit.total_bytes
 
+    async def _watch(self) -> None:
+        """Once a second: probe upstreams whose breaker is due, and take up a changed catalog. A catalog that
+        is wrong changes nothing and is told once."""
+        path = self.config.router.catalog
+        if path is None:
+            return
+        seen = stamp(path)
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await self.router.probe()
+            now = stamp(path)
+            if now == seen or self.router.state != "ready" or now is None:
+                continue
+            seen = now
+            try:
+                catalog = Catalog.read(path, self._aliases)
+                outside = open_providers(catalog, secret)
+                self.router.reload(catalog, [*outside, *self.fleet.residents()])
+            except GalleyError as error:
+                say(f"the changed catalog is not taken: {error.message}")
+                continue
+            # Answers under way keep their connections; only idle ones close.
+            for provider in self._outside:
+                provider.close()
+            self._outside = outside
+            say(f"catalog reloaded: {len(catalog.models)} models, {len(catalog.tables)} providers")
+
     def stop(self) -> None:
         """First call: refuse new requests, let running ones finish. Second: stop now."""
         self._signals += 1
         if self._signals > 1:
             say("stopping now; running answers are cancelled")
-            self._listener.should_exit = True
-            self._listener.force_exit = True
-        elif self._draining is None:
-            self._draining = asyncio.ensure_future(self._drain())
+            self._leave(self._abort())
+        else:
+            self._leave(self._drain())
+
+    def _leave(self, work: Coroutine[None, None, None]) -> None:
+        # Kept until done: a task that nobody refers to may be collected.
+        task = asyncio.ensure_future(work)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _drain(self) -> None:
         self.router.drain()
@@ -234,7 +332,44 @@ class Server:
         end = time.monotonic() + self._drain_s
         while self.router.active and time.monotonic() < end:
             await asyncio.sleep(0.02)
+        if self.router.active:
+            say(f"{self.router.active} answers did not end in time; they are cancelled")
+            await self.router.abort()
+        await self._close()
+
+    async def _abort(self) -> None:
+        self.router.drain()
+        await self.router.abort()
+        await self._close()
+
+    async def _close(self) -> None:
+        """Let the exchanges under way end, cut those that do not, then stop listening.
+
+        Cut before uvicorn would cancel them: a lost connection is an end that leaves a receipt.
+        """
+        await self._settle()
         self._listener.should_exit = True
+
+    async def _settle(self) -> None:
+        state = self._listener.server_state
+        end = time.monotonic() + LINGER_S
+        while state.tasks and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        if not state.tasks:
+            return
+        for connection in list(state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.wait(state.tasks, timeout=LINGER_S)
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file does; None while it is not there."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
 
 
 def bind(host: str, port: int) -> socket.socket:

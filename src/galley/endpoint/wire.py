@@ -12,6 +12,32 @@ __all__ = ["Fields", "header_list", "parse_object"]
 
 NAMES_SHOWN = 64
 
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "bad_words": ([],),
+    "cfg_scale": (1, 1.0),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "dry_multiplier": (0, 0.0),
+    "function_call": ("none",),
+    "functions": ([],),
+    "grammar": ("",),
+    "logits_processors": ([],),
+    "mirostat": (0,),
+    "mm_processor_kwargs": ({},),
+    "options": ({},),
+    "repeat_penalty": (1, 1.0),
+    "suffix": ("",),
+    "tfs_z": (1, 1.0),
+    "think": (False,),
+    "tool_calls": ([],),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "typical_p": (1, 1.0),
+    "use_beam_search": (False,),
+    "xtc_probability": (0, 0.0),
+}
+"""Values of parameters that are not implemented which ask for no more than what happens anyway."""
+
 
 def invalid(message: str, param: str | None, code: str) -> InvalidRequest:
     """An InvalidRequest in one line."""
@@ -19,10 +45,11 @@ def invalid(message: str, param: str | None, code: str) -> InvalidRequest:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises InvalidRequest ``invalid_json``, or names the string at fault.
+    """The body as a JSON object. Raises InvalidRequest ``invalid_json``, or names what is at fault.
 
-    Lone surrogates (``"\\ud800"``) are legal JSON and no text: they are found with the slow reader, so that
-    the error can say where.
+    Lone surrogates (``"\\ud800"``) and numbers of any length are legal JSON: they are found with the slow
+    reader, so that the error can say where. So are NUL, which is no text, and a key given twice, of which one
+    would be dropped unseen.
     """
     try:
         found = msgspec.json.decode(body)
@@ -31,34 +58,65 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise invalid("The body is not valid UTF-8.", None, "invalid_json") from None
     except (msgspec.DecodeError, ValueError) as error:
-        _blame_surrogates(body)
+        _blame(body)
         raise invalid(f"The body is not valid JSON: {error}", None, "invalid_json") from None
     if not isinstance(found, dict):
         raise invalid(f"The body must be a JSON object, not {kind(found)}.", None, "invalid_type")
+    _refuse_twins(body)
+    if b"\\u0000" in body:
+        _blame(body)
     return found
 
 
-def _blame_surrogates(body: bytes) -> None:
-    """Raise with the path of the first string that holds a lone surrogate, if that is the trouble."""
+def _refuse_twins(body: bytes) -> None:
+    """Raise for an object with the same key twice. One pass of the C reader."""
+
+    def pairs(items: list[tuple[str, Any]]) -> None:
+        if len({key for key, _ in items}) < len(items):
+            keys = [key for key, _ in items]
+            twin = next(key for number, key in enumerate(keys) if key in keys[:number])[:64]
+            raise invalid(f"The key {twin!r} is given twice.", twin, "duplicate_key")
+
     try:
-        found = json.loads(body)
+        json.loads(body, object_pairs_hook=pairs, parse_int=len, parse_float=len)
+    except RecursionError:
+        raise invalid("The body is nested too deeply.", None, "invalid_json") from None
+
+
+class _Long:
+    """A whole number of more digits than are read."""
+
+    def __init__(self, digits: str) -> None:
+        self.negative = digits.startswith("-")
+
+
+def _blame(body: bytes) -> None:
+    """Raise with the path of the first value that is legal JSON and yet of no use, if that is the trouble."""
+    try:
+        found = json.loads(body, parse_int=lambda digits: _Long(digits) if len(digits) > 19 else 0)
     except (ValueError, RecursionError):
         return
     stack: list[tuple[str, Any]] = [("", found)]
     while stack:
         path, value = stack.pop()
-        if isinstance(value, str) and any(0xD800 <= ord(c) <= 0xDFFF for c in value):
-            raise invalid(
-                f"{path or 'The body'} holds a lone surrogate, which is not text.", path, "invalid_value"
-            )
-        if isinstance(value, dict):
+        if isinstance(value, str):
+            _blame_text(value, path or "The body", path)
+        elif isinstance(value, _Long):
+            side = "below_min" if value.negative else "above_max"
+            raise invalid(f"{path!r} is a number of too many digits.", path, f"integer_{side}_value")
+        elif isinstance(value, dict):
             stack.extend((f"{path}.{key}" if path else str(key), item) for key, item in value.items())
-            if any(0xD800 <= ord(c) <= 0xDFFF for key in value for c in key):
-                raise invalid(
-                    "A field name holds a lone surrogate, which is not text.", path or None, "invalid_value"
-                )
+            for key in value:
+                _blame_text(key, "A field name", path or None)
         elif isinstance(value, list):
             stack.extend((f"{path}[{i}]", item) for i, item in enumerate(value))
+
+
+def _blame_text(text: str, what: str, path: str | None) -> None:
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+        raise invalid(f"{what} holds a lone surrogate, which is not text.", path, "invalid_value")
+    if "\x00" in text:
+        raise invalid(f"{what} holds a NUL character.", path, "invalid_value")
 
 
 def kind(value: object) -> str:
@@ -120,10 +178,13 @@ class Fields:
         return value
 
     def refuse(self, names: tuple[str, ...], why: str = "is not supported here") -> None:
-        """Fields that would change the answer and are not implemented are a 400 when given a meaning."""
+        """Fields that would change the answer and are not implemented are a 400, unless they say what happens
+        anyway (``NEUTRAL``)."""
         for name in names:
             value = self.raw(name)
-            if value is not None and value not in (0, [], {}, ""):
+            if value is not None and not any(
+                type(value) is type(same) and value == same for same in NEUTRAL.get(name, ())
+            ):
                 raise UnsupportedParameter(f"{self.at(name)!r} {why}.", param=self.at(name))
 
     def wrong(self, name: str, wanted: str, value: object) -> InvalidRequest:

@@ -4,7 +4,8 @@ from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from galley.kv.tree import Namespace, Node
+    from galley.kv.chain import Namespace
+    from galley.kv.tree import Node
 
 __all__ = ["Table"]
 

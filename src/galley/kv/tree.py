@@ -6,15 +6,13 @@ hit needs no hash to be trusted (KV-5) and no node is ever split.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 
+from galley.kv import chain
+from galley.kv.chain import Namespace
 from galley.kv.pool import Pool
 from galley.kv.table import Table
 
 __all__ = ["Namespace", "Node", "Tree"]
-
-Namespace = tuple[tuple[str, str], ...]
-"""Extras that separate trees, e.g. ``(("model", key), ("salt", s))``; tags are part of the key (KV-5)."""
 
 
 class Node:
@@ -51,6 +49,8 @@ class Tree:
         self.pool = pool
         self.block_size = block_size
         self.evictions = 0
+        self.fresh: list[Node] | None = None
+        """When a list: every node published, in order, for whoever copies them elsewhere (disk tier)."""
         self._roots: dict[Namespace, Node] = {}
         self._nodes: list[Node | None] = [None] * pool.size
 
@@ -74,6 +74,10 @@ class Tree:
                 path.append(node)
                 start += size
         return path
+
+    def holds(self, node: Node) -> bool:
+        """Whether a node is still published, so that its block holds its tokens. O(1)."""
+        return self._nodes[node.block] is node
 
     def claim(self, table: Table, path: Sequence[Node]) -> None:
         """Give a matched path to an empty table. Its blocks cannot be evicted from here on."""
@@ -231,20 +235,16 @@ class Tree:
         return node
 
     def _grow(self, parent: Node, tokens: tuple[int, ...], block: int) -> Node:
-        name = blake2b(parent.digest, digest_size=16)
-        name.update(b"".join(t.to_bytes(4, "little") for t in tokens))
-        node = Node(tokens, block, parent, name.digest(), parent.namespace)
+        node = Node(tokens, block, parent, chain.extend(parent.digest, tokens), parent.namespace)
         parent.children[tokens] = node
         self._nodes[block] = node
         self.pool.key(block)
+        if self.fresh is not None:
+            self.fresh.append(node)
         return node
 
     def _root(self, namespace: Namespace) -> Node:
         root = self._roots.get(namespace)
         if root is None:
-            name = blake2b(digest_size=16)
-            for tag, value in namespace:
-                for part in (tag.encode(), value.encode("utf-8", "surrogatepass")):
-                    name.update(len(part).to_bytes(4, "little") + part)
-            root = self._roots[namespace] = Node((), -1, None, name.digest(), namespace)
+            root = self._roots[namespace] = Node((), -1, None, chain.root(namespace), namespace)
         return root

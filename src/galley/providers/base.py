@@ -6,7 +6,8 @@ from typing import Protocol
 import msgspec
 
 from galley.audit.assemble import Metered
-from galley.types import Choice, Delta, Digests, FinishReason, Request, SamplingParams
+from galley.runtime.guide import Grammar
+from galley.types import CacheHint, Choice, Delta, Digests, FinishReason, Request, SamplingParams
 
 __all__ = ["Load", "Meter", "ModelCard", "Prepared", "Provider", "Run"]
 
@@ -52,6 +53,19 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Steps that failed."""
     violations: int = 0
     """Broken invariants found at idle or after a failed step; the cache was dropped each time."""
+    disk_limit: int = 0
+    """Bytes the disk tier may take; 0 without one. The rest of these are 0 then."""
+    disk_bytes: int = 0
+    disk_kept_bytes: int = 0
+    """Of them pinned or held."""
+    disk_hits: int = 0
+    """Prompt tokens that came back from disk."""
+    disk_saved: int = 0
+    disk_evicted: int = 0
+    disk_damaged: int = 0
+    """Blocks that failed verification and were removed."""
+    disk_refused: int = 0
+    disk_failures: int = 0
     predicted_steps: int = 0
     """Steps run under a cost model; the three below are sums over them, in seconds."""
     step_seconds: float = 0.0
@@ -68,21 +82,30 @@ class Meter:
         kept: completion tokens delivered, by choice (TXT-4: none after a stop string).
         finish: finish reason of each choice that ended well.
         text, ids: pieces of text and token ids by choice, only when ``capture``.
+        estimated: the token counts are our own estimate, because the upstream gave none.
+        reasoning: reasoning tokens delivered, by choice.
+        warnings: what went wrong in reading the outputs.
     """
 
     def __init__(self, *, capture: bool = False) -> None:
         self.capture = capture
+        self.estimated = False
         self.jobs: dict[int, Metered] = {}
         self.kept: dict[int, int] = {}
         self.finish: dict[int, FinishReason] = {}
         self.text: dict[int, list[str]] = {}
         self.ids: dict[int, list[int]] = {}
+        self.reasoning: dict[int, int] = {}
+        self.warnings: list[str] = []
 
     def note(self, delta: Delta) -> None:
         """Count one delta as produced."""
         self.kept[delta.index] = self.kept.get(delta.index, 0) + len(delta.token_ids)
         if delta.finish is not None:
             self.finish[delta.index] = delta.finish
+        if delta.reasoning_tokens:
+            self.reasoning[delta.index] = self.reasoning.get(delta.index, 0) + delta.reasoning_tokens
+        self.warnings += [f"choice {delta.index}: {warning}" for warning in delta.warnings]
         if self.capture:
             self.text.setdefault(delta.index, []).append(delta.text)
             self.ids.setdefault(delta.index, []).extend(delta.token_ids)
@@ -91,7 +114,13 @@ class Meter:
         """How every choice known so far ended, in order."""
         known = sorted({*self.jobs, *self.kept})
         return [
-            Choice(index=i, completion_tokens=self.kept.get(i, 0), finish=self.finish.get(i)) for i in known
+            Choice(
+                index=i,
+                completion_tokens=self.kept.get(i, 0),
+                finish=self.finish.get(i),
+                reasoning_tokens=self.reasoning.get(i, 0),
+            )
+            for i in known
         ]
 
     def output(self) -> list[str]:
@@ -113,8 +142,14 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """Token ids of each prompt."""
     max_tokens: list[int]
     """Most completion tokens of each prompt's choices."""
+    cache: list[CacheHint | None] = []
+    """What each prompt asks of the prefix cache."""
     echo: list[str] = []
     """The text of each prompt when ``request.echo``."""
+    compiled: Grammar | None = None
+    """The grammar that every choice is kept to."""
+    banned: tuple[int, ...] = ()
+    """Ids never drawn."""
 
     @property
     def count(self) -> int:
@@ -173,7 +208,7 @@ class Provider(Protocol):
         ...
 
     def token(self, id: int) -> tuple[str, bytes]:
-        """A token as text (a special one as its name) and as raw bytes."""
+        """A token as text and as raw bytes; a special one as its name, with no bytes."""
         ...
 
     def encode(self, text: str, *, special: bool) -> list[int]:

@@ -48,6 +48,10 @@ class Fleet:
             raise ModelNotFound(name[:200], nearest=sorted(self._models)[:3])
         return self._models[name]
 
+    def residents(self) -> list[Resident]:
+        """Every model, in the order added."""
+        return list(self._models.values())
+
     def status(self) -> list[Status]:
         """Every model, the busiest first."""
         found = [resident.status() for resident in self._models.values()]

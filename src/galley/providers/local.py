@@ -13,15 +13,17 @@ from typing import Any
 import msgspec
 
 from galley import __version__
-from galley.errors import ContextLengthExceeded, EngineFault, InvalidRequest
+from galley.errors import BadModelFile, ContextLengthExceeded, EngineFault, InvalidRequest
 from galley.model.model import Model
 from galley.providers.base import Load, Meter, ModelCard, Prepared
+from galley.providers.breakpoints import cache_hint
+from galley.providers.choice import ChoiceText
 from galley.providers.outbox import Outbox
+from galley.providers.toolbox import Toolbox
 from galley.runtime.engine import Engine
-from galley.runtime.out import StepOut
+from galley.runtime.guided import Compiled, Compiler
 from galley.runtime.sampling import params as sampling
-from galley.runtime.text.stream import TextStream
-from galley.types import Delta, Digests, Request, SamplingParams
+from galley.types import CacheHint, Delta, Digests, Request, SamplingParams
 
 __all__ = ["LocalProvider"]
 
@@ -44,6 +46,10 @@ class LocalProvider:
         self.name = "local"
         self.model = model
         self.engine = engine
+        try:
+            sampling.check(SamplingParams(**model.defaults), model.tokenizer.vocab_size)
+        except InvalidRequest as error:
+            raise BadModelFile(str(model.path), "metadata[general.sampling]", error.message) from error
         self.context = min(context or engine.context, engine.context)
         backend = engine.backend
         code = f"galley {__version__} {backend.name} {backend.isa} {backend.fingerprint}"
@@ -53,6 +59,7 @@ class LocalProvider:
             template=model.template.digest if model.template else "",
             engine=hashlib.sha256(code.encode()).hexdigest(),
         )
+        self.toolbox = Toolbox(model, Compiler(model.tokenizer, model.spec.vocab))
         every = "|".join(msgspec.structs.astuple(self.digests))
         self.fingerprint = "fp_" + hashlib.sha256(every.encode()).hexdigest()[:16]
         self.cards: Sequence[ModelCard] = [
@@ -69,10 +76,16 @@ class LocalProvider:
     async def prepare(self, request: Request) -> Prepared:
         """See ``Provider.prepare``. Adds the seed when the request has none, and each prompt's room."""
         params = request.params
+        open_names = {
+            name: self.model.defaults[name] for name in request.left_open if name in self.model.defaults
+        }
+        if open_names:
+            params = msgspec.structs.replace(params, **open_names)
         if params.seed is None:
             # 53 bits: exact in every JSON reader, JavaScript's included.
             params = msgspec.structs.replace(params, seed=secrets.randbits(53))
         sampling.check(params, self.model.tokenizer.vocab_size)
+        adjusted = self.toolbox.adjusted(request)
         if size_of(request) > OFF_LOOP:
             prompts = await asyncio.to_thread(self._tokenise, request)
         else:
@@ -93,11 +106,32 @@ class LocalProvider:
         if request.echo:
             for given, ids in zip(request.prompts or (), prompts, strict=True):
                 echo.append(given if isinstance(given, str) else self.decode(ids))
-        return Prepared(request=request, params=params, prompts=prompts, max_tokens=room, echo=echo)
+        compiled = await self._guide(request, prompts[0])
+        adjusted |= compiled.relaxed if compiled is not None else {}
+        noted = request.clamped | adjusted
+        cache = [self._cache(request, ids, noted) for ids in prompts]
+        if noted != request.clamped:
+            request = msgspec.structs.replace(request, clamped=noted)
+        return Prepared(
+            request=request,
+            params=params,
+            prompts=prompts,
+            max_tokens=room,
+            cache=cache,
+            echo=echo,
+            compiled=compiled,
+            banned=self.toolbox.banned(request),
+        )
+
+    async def _guide(self, request: Request, prompt: list[int]) -> Compiled | None:
+        """The request's grammar, compiled off the event loop and off the engine's thread (GRM-1)."""
+        if request.params.structured_outputs is None and not request.tools:
+            return None
+        return await asyncio.to_thread(self.toolbox.compile, request, prompt)
 
     async def start(self, prepared: Prepared, meter: Meter) -> "LocalRun":
         """See ``Provider.start``. Job ids are ``<request id>/<choice>``."""
-        run = LocalRun(self.engine, self.model, prepared, meter)
+        run = LocalRun(self.engine, self.model, self.toolbox, prepared, meter)
         await run.begin()
         return run
 
@@ -115,7 +149,17 @@ class LocalProvider:
         stats = self.engine.stats()
         total = stats.blocks_total
         free = stats.blocks_free + stats.blocks_cached
+        disk = stats.disk
         return Load(
+            disk_limit=disk.limit if disk else 0,
+            disk_bytes=disk.bytes if disk else 0,
+            disk_kept_bytes=disk.kept_bytes if disk else 0,
+            disk_hits=stats.disk_hit_tokens,
+            disk_saved=disk.saved if disk else 0,
+            disk_evicted=disk.evicted if disk else 0,
+            disk_damaged=disk.damaged if disk else 0,
+            disk_refused=disk.refused if disk else 0,
+            disk_failures=disk.failures if disk else 0,
             running=stats.running,
             waiting=stats.waiting,
             kv_usage=1 - free / total if total else 0.0,
@@ -139,11 +183,10 @@ class LocalProvider:
     def token(self, id: int) -> tuple[str, bytes]:
         """See ``Provider.token``."""
         tokenizer = self.model.tokenizer
+        if tokenizer.is_special(id):
+            return tokenizer.token_str(id), b""
         raw = tokenizer.token_bytes(id)
-        if raw and not tokenizer.is_special(id):
-            return raw.decode("utf-8", "replace"), raw
-        name = tokenizer.token_str(id)
-        return name, name.encode()
+        return raw.decode("utf-8", "replace"), raw
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """See ``Provider.encode``. Control tokens spelt out in the text stay text."""
@@ -164,10 +207,28 @@ class LocalProvider:
                 hint="Use /v1/completions.",
             )
         return self.model.template.render(
-            request.messages or [],
+            self.toolbox.messages(request),
             add_generation_prompt=request.add_generation_prompt,
+            tools=request.tools,
             **request.template_kwargs,
         )
+
+    def _cache(self, request: Request, ids: list[int], adjusted: dict[str, str]) -> CacheHint | None:
+        """What a prompt asks of the prefix cache; ``adjusted`` is told when it cannot be kept so long."""
+
+        def encode(messages: list[dict[str, Any]]) -> list[int]:
+            part = msgspec.structs.replace(request, messages=messages, add_generation_prompt=False)
+            return self._tokenise(part)[0]
+
+        hint = cache_hint(request, ids, encode, adjusted)
+        if hint is not None and hint.ends:
+            disk, backend = self.engine.disk, self.engine.backend
+            blocks = hint.ends[-1][0] // backend.block_size
+            if disk is None:
+                adjusted["cache_control"] = "no disk tier: kept in memory while there is room"
+            elif not disk.room(blocks, backend.block_bytes):
+                adjusted["cache_control"] = "the disk tier has no room to hold it: kept while there is room"
+        return hint
 
     def _tokenise(self, request: Request) -> list[list[int]]:
         if request.messages is not None:
@@ -177,8 +238,9 @@ class LocalProvider:
             return [
                 template.encode(
                     self.model.tokenizer,
-                    request.messages,
+                    self.toolbox.messages(request),
                     add_generation_prompt=request.add_generation_prompt,
+                    tools=request.tools,
                     **request.template_kwargs,
                 )
             ]
@@ -209,9 +271,12 @@ class LocalRun:
     because that word carries the meter and every receipt needs it.
     """
 
-    def __init__(self, engine: Engine, model: Model, prepared: Prepared, meter: Meter) -> None:
+    def __init__(
+        self, engine: Engine, model: Model, toolbox: Toolbox, prepared: Prepared, meter: Meter
+    ) -> None:
         self._engine = engine
         self._model = model
+        self._toolbox = toolbox
         self._prepared = prepared
         self._meter = meter
         self._outbox = Outbox(prepared.count)
@@ -265,7 +330,15 @@ class LocalRun:
         params = msgspec.structs.replace(
             self._prepared.params, max_tokens=self._prepared.max_tokens[number], n=1
         )
-        choice = ChoiceText(self._model, ids, params, index)
+        compiled = self._prepared.compiled
+        choice = ChoiceText(
+            self._model,
+            ids,
+            params,
+            index,
+            output=self._toolbox.output(request, ids),
+            shown=self._toolbox.shown,
+        )
         async for out in self._engine.stream(
             job,
             ids,
@@ -277,6 +350,9 @@ class LocalRun:
             urgent=request.service_tier == "priority",
             max_queue_s=request.max_queue_s,
             max_total_s=request.max_total_s,
+            cache=self._prepared.cache[number] if self._prepared.cache else None,
+            guide=compiled.guide() if compiled is not None else None,
+            banned=self._prepared.banned,
         ):
             if out.meter is not None:
                 self._meter.jobs[index] = out.meter
@@ -284,56 +360,14 @@ class LocalRun:
                 continue
             if out.error is not None:
                 raise out.error
-            delta = choice.read(out)
-            self._meter.note(delta)
-            self._outbox.put(delta)
-            if delta.finish is not None and out.finish is None:
+            deltas = choice.read(out)
+            for delta in deltas:
+                self._meter.note(delta)
+                self._outbox.put(delta)
+            if deltas[-1].finish is not None and out.finish is None:
                 self._engine.finish(job)
         if not choice.ended and not self._stopping.is_set():
             raise EngineFault("The engine ended the request without a finish reason.")
-
-
-class ChoiceText:
-    """Steps of one choice in, deltas out."""
-
-    def __init__(self, model: Model, prompt: list[int], params: SamplingParams, index: int) -> None:
-        self.ended = False
-        self._index = index
-        self._params = params
-        self._text = TextStream(
-            model.tokenizer,
-            prompt_ids=prompt,
-            skip_special=params.skip_special_tokens,
-            stops=params.stops,
-            include_stop=params.include_stop_str_in_output,
-            min_tokens=params.min_tokens,
-        )
-
-    def read(self, out: StepOut) -> Delta:
-        """One step as a delta. After a stop string completes, ``ended`` is set and later ids do not count."""
-        ids = out.token_ids
-        # The token that ended the output is counted but not shown, unless the user asked for it.
-        shown = ids
-        asked = out.stop_token is not None and self._params.include_stop_str_in_output
-        if out.finish == "stop" and ids and not asked:
-            shown = ids[:-1]
-        piece = self._text.push(shown)
-        text, finish, kept = piece.text, out.finish, ids
-        stop: str | int | None = out.stop_token
-        if piece.stop is not None:
-            finish, stop, kept = "stop", piece.stop, ids[: piece.kept]
-        elif finish is not None:
-            text += self._text.flush(finish)
-        self.ended = finish is not None
-        return Delta(
-            index=self._index,
-            text=text,
-            token_ids=kept,
-            logprobs=None if out.logprobs is None else out.logprobs[: len(kept)],
-            finish=finish,
-            stop=stop,
-            cached_tokens=out.cached_tokens,
-        )
 
 
 def size_of(request: Request) -> int:

@@ -3,13 +3,16 @@
 import contextlib
 import logging
 import os
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from galley.config import Config
 from galley.errors import ConfigError
+from galley.kv.disk import DiskStore
 from galley.model.model import Model
 from galley.providers.local import LocalProvider
 from galley.runtime.backend import native_missing, open_backend
@@ -17,10 +20,11 @@ from galley.runtime.cost import CostModel
 from galley.runtime.costbook import CostBook, Found
 from galley.runtime.engine import Engine
 from galley.runtime.journal import Journal
-from galley.runtime.memory import plan_memory
+from galley.runtime.memory import plan_memory, size
 from galley.runtime.processors import Processors
+from galley.runtime.tier import DiskOptions
 
-__all__ = ["EngineOptions", "Opened", "memory_available"]
+__all__ = ["EngineOptions", "Opened", "disk_options", "memory_available"]
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,34 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     journal: Path | None = None
 
 
+def disk_options(config: Config) -> DiskOptions | None:
+    """The disk tier as configured; None when it is switched off."""
+    if config.kv.disk_bytes == 0:
+        return None
+    return DiskOptions(path=config.kv.disk_path, limit=config.kv.disk_bytes)
+
+
+def usable(disk: DiskOptions | None) -> tuple[DiskOptions | None, str | None]:
+    """The disk tier, or why there can be none: a server without it still serves."""
+    if disk is None:
+        return None, None
+    try:
+        disk.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=disk.path):
+            return disk, None
+    except OSError as error:
+        return None, f"KV is kept in memory alone: {error}"
+
+
+def kept_on_disk(store: DiskStore) -> str:
+    """One line about the disk tier, for the start of a server."""
+    stats = store.stats()
+    return (
+        f"KV on disk: {size(stats.bytes)} of {size(store.limit)} in {store.path} "
+        f"(kv.disk_bytes = 0 switches it off)"
+    )
+
+
 class Opened:
     """A running model: ``provider`` answers until ``close``.
 
@@ -75,9 +107,11 @@ class Opened:
         model: the open file, when it is kept open between runs; then the caller closes it.
         costs: folder of measured cost models; the one that fits is used. None: no cost model.
         measure: where none fits, measure in idle time and keep it there.
+        threaded: start the engine's own thread; without it the caller drives ``engine.turn``.
 
     Attributes:
         bytes: memory of weights and KV cache, by the plan.
+        warning: why the backend is not the one hoped for, if so.
         notes: what a user should be told at start, one line each, warnings first.
     """
 
@@ -89,8 +123,10 @@ class Opened:
         *,
         available: int | None = None,
         model: Model | None = None,
+        disk: DiskOptions | None = None,
         costs: Path | None = None,
         measure: bool = False,
+        threaded: bool = True,
     ) -> None:
         with contextlib.ExitStack() as opened:
             self.model = model or Model.open(path, name)
@@ -133,6 +169,7 @@ class Opened:
                         f"{options.journal}: cannot be written: {error}", param="engine.journal"
                     ) from error
                 opened.callback(journal.close)
+            disk, no_disk = usable(disk)
             threads = Processors.read().threads(backend.threads)
             book = CostBook(costs, backend, self.model.weights_digest) if costs is not None else None
             known = book.read() if book is not None else Found(None, None)
@@ -147,20 +184,27 @@ class Opened:
                 max_wait_s=options.max_wait_s or None,
                 weights=dict(options.tenant_weights),
                 journal=journal,
+                disk=disk,
                 cost=known.model,
                 measure=partial(_keep, book) if measure and book is not None else None,
             )
             opened.callback(self.engine.close)
-            self.engine.start()
+            if threaded:
+                self.engine.start()
             self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
             card = self.provider.cards[0]
             self.bytes = path.stat().st_size + memory.kv_bytes
-            self.notes = [f"warning: {text}" for text in (warning, known.problem, *threads.warnings) if text]
+            self.memory = memory
+            self.warning = warning
+            told = (warning, no_disk, known.problem, *threads.warnings)
+            self.notes = [f"warning: {text}" for text in told if text]
             self.notes += [
                 f"model {name}: {spec.arch}, mostly {card.quantization}, {path.stat().st_size / 1e6:.0f} MB",
                 f"backend {backend.name}, {backend.isa}, {backend.threads} threads",
                 f"KV {memory.explanation}; context {card.context} tokens",
             ]
+            if self.engine.disk is not None:
+                self.notes.append(kept_on_disk(self.engine.disk))
             self._opened = opened.pop_all()
 
     def release(self) -> Model:

@@ -16,13 +16,16 @@ class Outbox:
     def __init__(self, choices: int) -> None:
         self.error: Exception | None = None
         self._open = choices
-        self._waiting: dict[int, Delta] = {}
+        self._waiting: dict[int, list[Delta]] = {}
         self._ready = asyncio.Event()
 
     def put(self, delta: Delta) -> None:
         """Add a delta, merged with one of the same choice that has not been taken."""
-        earlier = self._waiting.get(delta.index)
-        self._waiting[delta.index] = delta if earlier is None else merge(earlier, delta)
+        earlier = self._waiting.setdefault(delta.index, [])
+        if earlier and in_order(earlier[-1], delta):
+            earlier[-1] = merge(earlier[-1], delta)
+        else:
+            earlier.append(delta)
         self._ready.set()
 
     def end(self) -> None:
@@ -46,9 +49,16 @@ class Outbox:
                 return None
             self._ready.clear()
             await self._ready.wait()
-        batch = list(self._waiting.values())
+        batch = [delta for deltas in self._waiting.values() for delta in deltas]
         self._waiting.clear()
         return batch
+
+
+def in_order(a: Delta, b: Delta) -> bool:
+    """Whether one delta can hold both: reasoning comes before text, and text before calls."""
+    if b.reasoning and (a.text or a.tool_calls):
+        return False
+    return not (b.text and a.tool_calls)
 
 
 def merge(a: Delta, b: Delta) -> Delta:
@@ -64,4 +74,8 @@ def merge(a: Delta, b: Delta) -> Delta:
         finish=b.finish,
         stop=b.stop,
         cached_tokens=a.cached_tokens if a.cached_tokens is not None else b.cached_tokens,
+        reasoning=a.reasoning + b.reasoning,
+        reasoning_tokens=a.reasoning_tokens + b.reasoning_tokens,
+        tool_calls=[*a.tool_calls, *b.tool_calls],
+        warnings=[*a.warnings, *b.warnings],
     )

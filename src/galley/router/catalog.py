@@ -1,59 +1,369 @@
-"""Which names are served, and by whom."""
+"""Which names are served, by whom, at what price and under which policy: one TOML file.
 
+Two nouns kept apart. A ``Logical`` model is what a request may ask for and what a policy chooses. An
+``Offer`` is one provider's serving of it. Routes are names that stand for a choice (``auto``).
+"""
+
+import contextlib
 import difflib
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
-from galley.errors import ModelNotFound
+import msgspec
+
+from galley.economics.price import FREE, PriceBook, PriceVersion, UnknownPrice, pico, version
+from galley.errors import ConfigError, ModelNotFound
 from galley.providers.base import ModelCard, Provider
+from galley.router.facts import CAPABILITIES
 
-__all__ = ["Catalog"]
+__all__ = ["Catalog", "Logical", "Offer", "PolicyTable", "ProviderTable", "RouteTable"]
+
+Location = Literal["local", "site", "cloud"]
+"""``local``: this machine; ``site``: ours, elsewhere; ``cloud``: somebody else's."""
+BASIC = ("chat", "completion")
+REMOTE_LACKS = frozenset(("logprobs", "token_ids"))
+
+
+class Logical(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[[model]]``: what can be asked for.
+
+    Attributes:
+        quality: 0..1, the operator's or an evaluation's word; used to rank, never to exclude.
+        tags: what it is good at (``code``, ``summary``, ``creative`` …).
+        weights: sha256 that a local engine must serve, or empty.
+        fallback: logical models to go on with when no offer of this one answers, in order.
+    """
+
+    id: str
+    aliases: list[str] = []
+    capabilities: list[str] = msgspec.field(default_factory=lambda: list(BASIC))
+    context: int = 4096
+    max_output: int | None = None
+    quality: float = 0.5
+    tags: list[str] = []
+    weights: str = ""
+    fallback: list[str] = []
+
+
+class OfferTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[[provider.offer]]``."""
+
+    model: str
+    name: str = ""
+    """On the wire; default: the logical id."""
+    context: int | None = None
+    price: list[dict[str, Any]] = []
+
+
+class ProviderTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[[provider]]``: somebody who serves models. Keys come from ``key_env`` or ``key_file``, never from
+    here."""
+
+    name: str
+    kind: Literal["openai", "anthropic"]
+    url: str
+    offer: list[OfferTable]
+    location: Location = "cloud"
+    region: str = ""
+    key_env: str = ""
+    key_file: str = ""
+    price_id: str = ""
+    """Provider id in genai-prices, e.g. ``openai``."""
+    extended: bool = False
+    newer_limit: bool = False
+    headers: dict[str, str] = {}
+    connect_s: float = 5.0
+    first_s: float = 60.0
+    idle_s: float = 30.0
+    slow_chars: int = 0
+    slow_s: float = 5.0
+    health_path: str = "/models"
+
+
+class RouteTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[[route]]``: a name that stands for a choice among models, by a policy."""
+
+    name: str
+    policy: Literal["fixed", "rules", "specialised", "learned", "bandit", "factors"]
+    models: list[str]
+    options: dict[str, Any] = {}
+
+
+class PolicyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[policy]``: what holds for every request. Nothing leaves the machine unless this says it may."""
+
+    location: Literal["local-only", "local-first", "any"] = "local-only"
+    regions: list[str] = []
+    """Regions where a request may be served; empty is all. Local engines are always in region."""
+    ceiling: dict[str, Any] | None = None
+    """Price assumed of the unknown; without one they are refused."""
+    max_usd: str | None = None
+    """Most a single request may cost, in USD."""
+    retries: int = 3
+    """Most attempts after the first."""
+    patience_s: float = 2.5
+    """Longest wait, in all, while every eligible provider is rate-limited or its breaker is open; when it
+    would take longer, the answer is a 503 with Retry-After at once."""
+    retry_share: float = 0.2
+    """Retries per request, over time, per upstream."""
+    hedge_share: float = 0.05
+    """Hedged requests per request, over time; 0 is off."""
+    hedge_after_s: float | None = None
+    """When to hedge; default: the 95th percentile of the time to the first output, once 50 are known."""
+    deadline_s: float = 300.0
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    policy: PolicyTable = PolicyTable()
+    model: list[Logical] = []
+    provider: list[ProviderTable] = []
+    route: list[RouteTable] = []
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """One provider's serving of one logical model."""
+
+    model: str
+    provider: str
+    wire: str
+    """The model's name there."""
+    location: Location
+    region: str
+    context: int
+    lacks: frozenset[str] = frozenset()
+    """Capabilities of the model that this provider cannot carry."""
+    price_id: str = ""
+
+    @property
+    def key(self) -> str:
+        """``model@provider``."""
+        return f"{self.model}@{self.provider}"
 
 
 class Catalog:
-    """Names and aliases of the models of all providers. The first provider to claim a name keeps it.
+    """Models, offers, routes and prices. Replaced as a whole by a reload, so a decision sees one state.
+
+    Without a file it holds what the providers have, each model free and on this machine.
 
     Args:
         aliases: further names by which a model may be asked for.
     """
 
-    def __init__(self, aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(self, aliases: Mapping[str, str] | None = None, document: Document | None = None) -> None:
+        self.document = document or Document()
+        self.policy = self.document.policy
         self.aliases = dict(aliases or {})
-        self._by_name: dict[str, tuple[ModelCard, Provider]] = {}
+        self.models: dict[str, Logical] = {}
+        self.offers: dict[str, list[Offer]] = {}
+        self.routes: dict[str, RouteTable] = {}
+        self.tables: dict[str, ProviderTable] = {}
+        ceiling = self.policy.ceiling
+        self.prices = PriceBook(
+            ceiling=None if ceiling is None else version(ceiling, "ceiling", quality="ceiling")
+        )
+        self.max_pico: int | None = None
+        """Most pico-dollars of one request."""
+        if self.policy.max_usd is not None:
+            self.max_pico = pico(self.policy.max_usd, "policy.max_usd") * 1_000_000
+        self._providers: dict[str, Provider] = {}
+        self._served: dict[tuple[str, str], tuple[ModelCard, Provider]] = {}
+        self._cards: dict[str, tuple[ModelCard, Provider]] = {}
+        self._build(self.document)
+
+    @classmethod
+    def read(cls, path: Path, aliases: Mapping[str, str] | None = None) -> "Catalog":
+        """Parse and check a file. Raises ConfigError naming the place."""
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+            document = msgspec.convert(raw, Document)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}", param="router.catalog") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not TOML: {error}", param="router.catalog") from error
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{path}: {error}", param="router.catalog") from error
+        try:
+            return cls(aliases, document)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.message}", param="router.catalog") from error
+
+    def _build(self, document: Document) -> None:
+        for model in document.model:
+            if model.id in self.models:
+                raise ConfigError(f"model {model.id!r} appears twice")
+            unknown = set(model.capabilities) - set(CAPABILITIES)
+            if unknown:
+                raise ConfigError(f"model {model.id!r}: unknown capabilities {sorted(unknown)}")
+            if not 0 <= model.quality <= 1 or model.context < 1:
+                raise ConfigError(f"model {model.id!r}: quality lies in 0..1 and context is at least 1")
+            self.models[model.id] = model
+            self.offers[model.id] = []
+        for model in document.model:
+            for alias in model.aliases:
+                if alias in self.models or self.aliases.get(alias, model.id) != model.id:
+                    raise ConfigError(f"model {model.id!r}: the alias {alias!r} is taken")
+                self.aliases[alias] = model.id
+            self._known(f"model {model.id!r}: fallback", model.fallback)
+        for table in document.provider:
+            self._add_table(table)
+        for route in document.route:
+            if route.name in self.models or route.name in self.aliases or route.name in self.routes:
+                raise ConfigError(f"route {route.name!r}: the name is taken")
+            if not route.models:
+                raise ConfigError(f"route {route.name!r} has no models")
+            self._known(f"route {route.name!r}", route.models)
+            self.routes[route.name] = route
+
+    def _known(self, where: str, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.models:
+                raise ConfigError(f"{where}: there is no model {name!r}")
+
+    def _add_table(self, table: ProviderTable) -> None:
+        if table.name in self.tables or table.name == "local":
+            raise ConfigError(f"provider {table.name!r}: the name is taken")
+        if table.key_env and table.key_file:
+            raise ConfigError(f"provider {table.name!r}: give key_env or key_file, not both")
+        self.tables[table.name] = table
+        lacks = set(REMOTE_LACKS)
+        if not table.extended:
+            lacks.add("sampling")
+        if table.kind == "anthropic":
+            lacks |= {"completion", "n", "tools"}
+        for offer in table.offer:
+            self._known(f"provider {table.name!r}: offer", [offer.model])
+            wire = offer.name or offer.model
+            if offer.price:
+                name = f"{table.name}/{wire}"
+                self.prices.declare(table.name, wire, [version(price, name) for price in offer.price])
+            if any(known.provider == table.name for known in self.offers[offer.model]):
+                raise ConfigError(f"provider {table.name!r} offers {offer.model!r} twice")
+            self.offers[offer.model].append(
+                Offer(
+                    model=offer.model,
+                    provider=table.name,
+                    wire=wire,
+                    location=table.location,
+                    region=table.region,
+                    context=min(offer.context or 1 << 40, self.models[offer.model].context),
+                    lacks=frozenset(lacks),
+                    price_id=table.price_id,
+                )
+            )
 
     def add(self, provider: Provider) -> None:
-        """Serve everything a provider has."""
+        """Serve what a provider has; what the file says of a model stays. The first provider to claim a name
+        keeps its card. Raises ConfigError when the weights are not those declared."""
+        self._providers[provider.name] = provider
         for card in provider.cards:
-            self._by_name.setdefault(card.id, (card, provider))
+            self._cards.setdefault(card.id, (card, provider))
+            self._served.setdefault((provider.name, card.id), (card, provider))
+            if provider.name in self.tables:
+                continue
+            if card.id not in self.models:
+                # Not declared: the engine itself says, with its own error, what it cannot do.
+                capabilities = [c for c in CAPABILITIES if c != "vision"]
+                self.models[card.id] = Logical(id=card.id, capabilities=capabilities, context=card.context)
+                self.offers[card.id] = []
+            if provider.digests.weights:  # else it has never been opened, and is checked when it is
+                self.check_weights(card.id, provider.digests.weights)
+            if any(offer.provider == provider.name for offer in self.offers[card.id]):
+                continue
+            location: Location = "local" if card.location == "local" else "cloud"
+            self.offers[card.id].append(
+                Offer(
+                    model=card.id,
+                    provider=provider.name,
+                    wire=card.id,
+                    location=location,
+                    region="",
+                    context=card.context,
+                )
+            )
+
+    def warm(self, on: Any) -> None:
+        """Look every price up once, so that no request waits for the package that holds them. Raises
+        ConfigError when it is needed and not installed."""
+        for offers in self.offers.values():
+            for offer in offers:
+                with contextlib.suppress(UnknownPrice):
+                    self.price(offer, on)
+
+    def price(self, offer: Offer, on: Any) -> PriceVersion:
+        """The price of an offer on a day. Raises UnknownPrice."""
+        if offer.location == "local" and not offer.price_id:
+            declared = self.prices.declared(offer.provider, offer.wire)
+            if not declared:
+                return FREE
+        return self.prices.find(offer.provider, offer.wire, offer.price_id or None, on)
+
+    def provider(self, name: str) -> Provider | None:
+        """The running provider of that name."""
+        return self._providers.get(name)
 
     def remove(self, provider: Provider) -> None:
-        """Serve nothing of a provider any more."""
-        self._by_name = {name: pair for name, pair in self._by_name.items() if pair[1] is not provider}
+        """Serve nothing of a provider any more. A model that the file declares stays known; others go."""
+        gone = [card.id for card, served in self._cards.values() if served is provider]
+        self._served = {key: pair for key, pair in self._served.items() if pair[1] is not provider}
+        left = {name: pair for (_, name), pair in self._served.items()}
+        declared = {model.id for model in self.document.model}
+        for name in gone:
+            if name in left:
+                self._cards[name] = left[name]
+            else:
+                del self._cards[name]
+            if provider.name not in self.tables:
+                self.offers[name] = [one for one in self.offers[name] if one.provider != provider.name]
+            if not self.offers[name] and name not in declared:
+                del self.models[name], self.offers[name]
+        if self._providers.get(provider.name) is provider:
+            others = [other for _, other in self._served.values() if other.name == provider.name]
+            del self._providers[provider.name]
+            self._providers.update((other.name, other) for other in others)
+
+    def check_weights(self, name: str, weights: str) -> None:
+        """Raises ConfigError when the file declares other weights for the model."""
+        wanted = self.models[name].weights.removeprefix("sha256:") if name in self.models else ""
+        if wanted and wanted != weights:
+            raise ConfigError(f"model {name!r}: the catalog wants weights {wanted}, here are {weights}")
 
     def cards(self) -> list[ModelCard]:
-        """Every model once, aliases left out."""
+        """Every model that is served, once, aliases left out."""
         return [
             next((card for card in provider.cards if card.id == name), card)
-            for name, (card, provider) in self._by_name.items()
+            for name, (card, provider) in self._cards.items()
         ]
+
+    def served(self, offer: Offer) -> tuple[ModelCard, Provider]:
+        """Card and provider of an offer. Raises KeyError when its provider is not running."""
+        return self._served[offer.provider, offer.model]
 
     def providers(self) -> list[Provider]:
         """Every provider once."""
         found: list[Provider] = []
-        for _, provider in self._by_name.values():
+        for _, provider in self._served.values():
             if provider not in found:
                 found.append(provider)
         return found
 
     def find(self, name: str) -> tuple[ModelCard, Provider]:
-        """The model of that name or alias. Raises ModelNotFound with the nearest names."""
-        found = self._by_name.get(name) or self._by_name.get(self.aliases.get(name, ""))
+        """A served model of that name or alias. Raises ModelNotFound with the nearest names."""
+        found = self._cards.get(name) or self._cards.get(self.aliases.get(name, ""))
         if found is None:
-            known = [*self._by_name, *self.aliases]
-            lowered = {each.lower(): each for each in known}
-            near = difflib.get_close_matches(name.lower()[:200], list(lowered), n=3, cutoff=0.5)
-            raise ModelNotFound(
-                name[:200],
-                nearest=[lowered[each] for each in near] or sorted(self._by_name)[:3],
-                hint="GET /v1/models lists what is served here.",
-            )
+            raise self.unknown(name)
         return found
+
+    def unknown(self, name: str) -> ModelNotFound:
+        """The error for a name nobody has."""
+        known = [*dict.fromkeys([*self._cards, *self.models, *self.routes, *self.aliases])]
+        lowered = {each.lower(): each for each in known}
+        near = difflib.get_close_matches(name.lower()[:200], list(lowered), n=3, cutoff=0.5)
+        return ModelNotFound(
+            name[:200],
+            nearest=[lowered[each] for each in near] or sorted(known)[:3],
+            hint="GET /v1/models lists what is served here.",
+        )

@@ -4,25 +4,29 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
 from functools import partial
 from threading import Condition, Thread
 from typing import Unpack
 
-from galley.errors import ConfigError, EngineFault, GalleyError, InvalidRequest, Overloaded
+from galley.errors import EngineFault, GalleyError, InvalidRequest, Overloaded
+from galley.kv.disk import DiskStore
+from galley.runtime.arrival import Arrival, Terms
 from galley.runtime.backend.base import Backend
 from galley.runtime.cost import CostModel
-from galley.runtime.fairness import Fairness
-from galley.runtime.job import Terms
-from galley.runtime.journal import Journal, Recorded
+from galley.runtime.journal import Journal
 from galley.runtime.loop import Loop
 from galley.runtime.mailbox import Mailbox, Stream
-from galley.runtime.meter import Costs, JobMeter
+from galley.runtime.meter import JobMeter
 from galley.runtime.out import StepOut
+from galley.runtime.pace import Pace
+from galley.runtime.park import Parked, park, resume
 from galley.runtime.policy import Policy
 from galley.runtime.probe import IdleProbe
 from galley.runtime.queue import Waiting
-from galley.runtime.scheduler import Scheduler
+from galley.runtime.setup import build_scheduler
 from galley.runtime.stats import EngineStats
+from galley.runtime.tier import DiskOptions, DiskTier
 from galley.types import SamplingParams
 
 __all__ = ["Engine", "EngineStats", "JobMeter", "StepOut", "build_scheduler"]
@@ -33,57 +37,6 @@ IDLE_S = 1.0
 """Silence after which idle time is used for measuring."""
 
 
-def build_scheduler(
-    backend: Backend,
-    *,
-    eos_ids: tuple[int, ...] | frozenset[int],
-    token_budget: int,
-    max_jobs: int,
-    max_queue: int,
-    context: int | None,
-    model_key: str = "",
-    chunk: int | None = None,
-    policy: Policy | None = None,
-    max_wait_s: float | None = None,
-    weights: Mapping[str, float] | None = None,
-    journal: Journal | None = None,
-    cost: CostModel | None = None,
-) -> Scheduler:
-    """A scheduler of the backend's sizes.
-
-    ``context=None`` is the model's own, or what the KV pool holds where that is less. Raises ConfigError when
-    an explicit context is more than either.
-    """
-    spec = backend.spec
-    most = min(spec.context, backend.num_blocks * backend.block_size)
-    if context is not None and not 1 <= context <= most:
-        raise ConfigError(
-            f"a context of {context} tokens is not within 1..{most} (model: {spec.context}, "
-            f"KV memory: {backend.num_blocks * backend.block_size})",
-            param="engine.context",
-        )
-    make: Callable[..., Scheduler] = Scheduler if journal is None else partial(Recorded, journal)
-    return make(
-        num_blocks=backend.num_blocks,
-        block_size=backend.block_size,
-        vocab=spec.vocab,
-        context=context or most,
-        eos=frozenset(eos_ids),
-        token_budget=token_budget,
-        chunk=chunk,
-        max_jobs=max_jobs,
-        max_queue=max_queue,
-        max_wait_s=max_wait_s,
-        model_key=f"{model_key}/{backend.fingerprint}",
-        policy=policy,
-        fairness=Fairness(weights=weights),
-        costs=Costs.of(
-            spec, weight_bytes=backend.weight_bytes, kv_bytes_per_token=backend.kv_bytes_per_token
-        ),
-        cost=cost,
-    )
-
-
 class Engine:
     """Thread-safe face of one Loop. The backend stays the caller's to close, after ``close``.
 
@@ -92,10 +45,12 @@ class Engine:
         token_budget: most tokens in a step. chunk: most prompt tokens of one job in a step.
         max_jobs, max_queue: most running and most waiting choices.
         context: most tokens of prompt and output; None is what model and KV memory allow.
-        model_key: digest of the weights; part of every KV key.
+        model_key: digest of the weights; part of every KV key. Required with ``disk``.
         max_wait_s: submit refuses what is expected to wait longer than this; None refuses nothing for it.
         weights: shares of tenants relative to each other's, 1 where not given.
         journal: where every event of the scheduler is written, for ``journal.replay``.
+        disk: keep prefixes on disk too; None keeps them in memory alone.
+        pace: when a disk hit is worth taking; default: measured as it goes.
         cost: what a step takes, where known (``runtime.cost``).
         measure: without ``cost``, measure it in the first idle second of the engine's thread; the model is
             then handed to this function, to keep it.
@@ -117,6 +72,8 @@ class Engine:
         max_wait_s: float | None = None,
         weights: Mapping[str, float] | None = None,
         journal: Journal | None = None,
+        disk: DiskOptions | None = None,
+        pace: Pace | None = None,
         cost: CostModel | None = None,
         measure: Callable[[CostModel], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -143,10 +100,17 @@ class Engine:
         self.violations = 0
         self._clock = clock
         self._wake = Condition()
+        self._tier: DiskTier | None = None
+        if disk is not None:
+            self._tier = DiskTier.open(
+                disk, backend, model_key, self.scheduler.model_key, pace=pace, wake=self._nudge
+            )
+        self._loading: dict[str, Arrival] = {}
         # Guarded by _wake; the engine thread takes all of it once a step.
-        self._submits: list[tuple[str, Callable[[], object]]] = []
-        self._inbox: dict[str, Waiting] = {}
+        self._submits: list[Arrival] = []
+        self._coming: dict[str, Waiting] = {}  # by tenant: submitted or loading, not in the queue yet
         self._verdicts: list[tuple[str, bool]] = []
+        self._parks: list[tuple[str, Future[Parked]]] = []
         self._sinks: dict[str, Stream | Callable[[StepOut], None]] = {}
         self._boxes: dict[Stream, Mailbox] = {}
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
@@ -170,10 +134,14 @@ class Engine:
         if self._thread is not None:
             raise RuntimeError("this engine has a thread of its own")
         self._step()
+        if self._loading and not self.scheduler.busy:
+            with self._wake:
+                self._wake.wait(0.01)
         return bool(self._sinks)
 
     def close(self) -> None:
-        """Cancel what is left and stop the thread. Idempotent; blocks for at most one step."""
+        """Cancel what is left and stop the thread. Idempotent; blocks for at most one step, and with a disk
+        tier for at most five seconds until the cache is written."""
         with self._wake:
             self._closing = self._draining = True
             self._wake.notify()
@@ -198,27 +166,59 @@ class Engine:
         on_step: Callable[[StepOut], None] | Stream,
         **terms: Unpack[Terms],
     ) -> None:
-        """Queue one choice; n choices are n submits with lanes 0 … n-1, and share the prompt's KV.
+        """Queue one choice; n are n submits with lanes 0 … n-1. ``guide`` is its own, ``banned`` never drawn.
 
         ``on_step`` is called on the engine thread, once a step with news, and must not block. Raises at once:
         ContextLengthExceeded, InvalidRequest, Overloaded (too much waits, draining, closed), DeadlineExceeded
         (would wait longer than ``max_queue_s``).
         """
-        scheduler = self.scheduler
+        scheduler, tenant, cache = self.scheduler, terms.get("tenant", "local"), terms.get("cache")
         scheduler.admission.refuse(prompt, params)
-        tenant = terms.get("tenant", "local")
-        enter = partial(scheduler.submit, job_id, prompt, params, self._clock(), checked=True, **terms)
+        enter: Callable[[], object] = partial(
+            scheduler.submit, job_id, prompt, params, self._clock(), checked=True, **terms
+        )
+        space = scheduler.namespace(tenant, terms.get("salt"), cache)
+        self._queue(Arrival(job_id, tenant, enter, prompt, space, cache), on_step, terms.get("max_queue_s"))
+
+    def park(self, job_id: str) -> "Future[Parked]":
+        """Take a job out before the next step, wherever it stands; its stream ends with code ``parked``.
+
+        The future is set by the engine: with the Parked, or with NotFound. Its KV stays cached, and with a
+        disk tier is written there without waiting for an idle engine.
+        """
+        future: Future[Parked] = Future()
+        with self._wake:
+            self._parks.append((job_id, future))
+            self._wake.notify()
+        return future
+
+    def resume(
+        self, parked: Parked, *, on_step: Callable[[StepOut], None] | Stream, job_id: str | None = None
+    ) -> None:
+        """Go on with a parked job, under its own id or a new one: the same tokens follow as if it had never
+        been away. ``on_step`` gets the new ones. Raises as ``submit``."""
+        name = job_id or parked.job_id
+        enter = partial(resume, self.scheduler, parked, name, self._clock())
+        space = self.scheduler.namespace(parked.tenant, parked.salt, parked.cache)
+        self._queue(Arrival(name, parked.tenant, enter, parked.tokens, space, parked.cache), on_step)
+
+    def _queue(
+        self,
+        arrival: Arrival,
+        on_step: Callable[[StepOut], None] | Stream,
+        max_queue_s: float | None = None,
+    ) -> None:
+        job_id, tenant, scheduler = arrival.job_id, arrival.tenant, self.scheduler
         with self._wake:
             if self._draining:
                 raise Overloaded("the engine is draining", retry_after_s=5.0)
             if job_id in self._sinks:
                 raise InvalidRequest(f"job id {job_id!r} is in use", param="job_id")
-            scheduler.gate.admit(
-                tenant, terms.get("max_queue_s"), running=len(scheduler.running), inbox=self._inbox
-            )
+            running = len(scheduler.running)
+            scheduler.gate.admit(tenant, max_queue_s, running=running, inbox=self._coming)
             self._sinks[job_id] = on_step
-            self._submits.append((job_id, enter))
-            self._inbox.setdefault(tenant, Waiting()).more(len(prompt))
+            self._submits.append(arrival)
+            self._coming.setdefault(tenant, Waiting()).more(len(arrival.tokens))
             self._wake.notify()
 
     async def stream(
@@ -258,12 +258,24 @@ class Engine:
         """Cheap; from any thread."""
         return EngineStats.of(
             self.scheduler,
-            inbox=len(self._submits),
+            inbox=len(self._submits) + len(self._loading),
+            disk=None if self._tier is None else self._tier.store.stats(),
+            disk_hit_tokens=0 if self._tier is None else self._tier.loads.hit_tokens,
             draining=self._draining,
             faults=self.loop.faults,
             violations=self.violations,
             forecast=self.loop.forecast,
         )
+
+    @property
+    def disk(self) -> DiskStore | None:
+        """The store of the disk tier; its questions may be asked from any thread."""
+        return None if self._tier is None else self._tier.store
+
+    def _nudge(self) -> None:
+        """The disk tier has something for the engine thread."""
+        with self._wake:
+            self._wake.notify()
 
     def _tell(self, job_id: str, well: bool) -> None:
         with self._wake:
@@ -285,18 +297,20 @@ class Engine:
                 while not self._wanted():
                     if self._clock() - self._checked_at > 60.0:
                         self._check()
-                    if not self._wake.wait(IDLE_S if self._probe is not None else None):
+                    # A load that is late must not wait for the next arrival.
+                    patience = 0.05 if self._loading else IDLE_S if self._probe is not None else None
+                    if not self._wake.wait(patience) or self._loading:
                         break
                 if self._closing:
                     break
-            if self._wanted():
+            if self._wanted() or self._loading:
                 self._step()
             else:
                 self._measure()
         self._shut()
 
     def _wanted(self) -> bool:
-        return bool(self._submits or self._verdicts or self._closing or self.scheduler.busy)
+        return self._inbox() or self._closing or self.scheduler.busy or self._disk_work()
 
     def _measure(self) -> None:
         """Some idle time, for the cost model. Failing, it is left alone: serving does not need it."""
@@ -312,7 +326,10 @@ class Engine:
         try:
             self._arrivals()
             faults = self.loop.faults
-            self._dispatch(self.loop.step())
+            if self._tier is None:
+                self._dispatch(self.loop.step())
+            else:
+                self._step_with(self._tier)
             if self.loop.faults > faults:
                 self._check()  # what the failed step has left behind
         except Exception as error:
@@ -322,35 +339,111 @@ class Engine:
             self.scheduler.reset(fault, self._clock())
             self._dispatch(self.scheduler.take())
 
+    def _step_with(self, tier: DiskTier) -> None:
+        """A step, with what comes from the disk before it and what goes there after."""
+        tree, counters = self.scheduler.tree, self.scheduler.counters
+        refused: list[StepOut] = []
+        for job_id in tier.loads.ready(tree):
+            self._enter(self._loading.pop(job_id), refused)
+        before, began = counters.computed_tokens, time.monotonic()
+        outs = refused + self.loop.step()
+        tokens = counters.computed_tokens - before
+        if tokens >= 64:
+            tier.pace.computed(tokens, time.monotonic() - began)
+        tier.collect(self.scheduler.tree)
+        for out in outs:
+            if out.last:
+                tier.leave(out.job_id)
+        self._dispatch(outs)
+        tier.pump(self.scheduler.tree, idle=not (self.scheduler.busy or self._inbox()))
+
+    def _inbox(self) -> bool:
+        return bool(self._submits or self._verdicts or self._parks)
+
+    def _disk_work(self) -> bool:
+        return self._tier is not None and self._tier.pending
+
     def _shut(self) -> None:
-        """Tell everyone who is left."""
+        """Tell everyone who is left, when the cache is written."""
         with self._wake:
-            self._submits, left = [], self._submits
+            self._submits, left = [], [*self._loading.values(), *self._submits]
+            self._loading, self._coming = {}, {}
+            self._parks, parks = [], self._parks
+        if self._tier is not None:
+            self._tier.close(self.scheduler.tree)
+        for _, future in parks:
+            future.set_exception(GalleyError("the engine was closed", code="cancelled"))
         now = self._clock()
         closed = GalleyError("the engine was closed", code="cancelled")
         self.scheduler.reset(closed, now)
-        unborn = [StepOut(job_id=job_id, error=closed, meter=JobMeter(finished=now)) for job_id, _ in left]
+        unborn = [StepOut(job_id=a.job_id, error=closed, meter=JobMeter(finished=now)) for a in left]
         self._dispatch(self.scheduler.take() + unborn)
+        self.loop.close()
 
     def _arrivals(self) -> None:
-        """Take the inbox: first submits, then cancels, so that a cancel finds its job."""
-        if not (self._submits or self._verdicts):
+        """Take the inbox: first submits, then cancels and parks, so that these find their job."""
+        if not self._inbox():
             return
         with self._wake:
             submits, self._submits = self._submits, []
-            self._inbox = {}
             verdicts, self._verdicts = self._verdicts, []
-        now = self._clock()
-        refused = []
-        for job_id, enter in submits:
-            try:
-                enter()
-            except GalleyError as error:
-                refused.append(StepOut(job_id=job_id, error=error, meter=JobMeter(finished=now)))
+            parks = [] if self.scheduler.inflight else self._parks
+            self._parks = self._parks[len(parks) :]
+        now, tree = self._clock(), self.scheduler.tree
+        ended: list[StepOut] = []
+        for arrival in submits:
+            job_id, prompt, space, cache = arrival.job_id, arrival.tokens, arrival.space, arrival.cache
+            if self._tier is not None and self._tier.arrive(tree, job_id, space, prompt, cache):
+                self._loading[job_id] = arrival
+            else:
+                self._enter(arrival, ended)
         for job_id, well in verdicts:
-            (self.scheduler.finish if well else self.scheduler.cancel)(job_id, now)
-        if refused:
-            self._dispatch(refused)
+            loading = self._loading.pop(job_id, None)
+            if loading is None:
+                (self.scheduler.finish if well else self.scheduler.cancel)(job_id, now)
+            elif self._tier is not None:
+                self._tier.loads.abandon(job_id)
+                self._came(loading)
+                cancelled = GalleyError("the request was cancelled", code="cancelled")
+                ended.append(StepOut(job_id=job_id, error=cancelled, meter=JobMeter(finished=now)))
+        for job_id, future in parks:
+            self._park(job_id, future, ended)
+        if ended:
+            self._dispatch(ended)
+
+    def _enter(self, arrival: Arrival, refused: list[StepOut]) -> None:
+        try:
+            arrival.enter()
+        except GalleyError as error:
+            meter = JobMeter(finished=self._clock())
+            refused.append(StepOut(job_id=arrival.job_id, error=error, meter=meter))
+        finally:
+            self._came(arrival)
+
+    def _came(self, arrival: Arrival) -> None:
+        """It is no longer on its way: the queue counts it now, or nobody."""
+        with self._wake:
+            waiting = self._coming[arrival.tenant]
+            waiting.fewer(len(arrival.tokens))
+            if not waiting.jobs:
+                del self._coming[arrival.tenant]
+
+    def _park(self, job_id: str, future: "Future[Parked]", refused: list[StepOut]) -> None:
+        """One park between steps; a job that still waits for the disk enters first."""
+        if not future.set_running_or_notify_cancel():
+            return
+        if job_id in self._loading and self._tier is not None:
+            self._tier.loads.abandon(job_id)
+            self._enter(self._loading.pop(job_id), refused)
+        try:
+            parked = park(self.scheduler, job_id, self._clock())
+        except GalleyError as error:
+            future.set_exception(error)
+            return
+        if self._tier is not None:
+            space = self.scheduler.namespace(parked.tenant, parked.salt, parked.cache)
+            self._tier.want(self.scheduler.tree, space, parked.tokens)
+        future.set_result(parked)
 
     def _dispatch(self, outs: list[StepOut]) -> None:
         """To each sink its news; one wake-up for each event loop."""

@@ -1,15 +1,15 @@
 """The job: the engine's only mutable per-request object."""
 
 from enum import IntEnum
-from typing import TypedDict
 
 from galley.errors import GalleyError
+from galley.kv.chain import Namespace
 from galley.kv.table import Table
-from galley.kv.tree import Namespace
+from galley.runtime.guide import Guide
 from galley.runtime.meter import JobMeter
 from galley.types import FinishReason, SamplingParams
 
-__all__ = ["URGENT", "Job", "State", "Terms"]
+__all__ = ["URGENT", "Job", "State"]
 
 URGENT = -(2**31) - 1
 """The tier of latency-critical jobs, above every priority a client can give (those are 32-bit)."""
@@ -27,27 +27,8 @@ class State(IntEnum):
     CANCELLED = 4
     EXPIRED = 5
     FAILED = 6
-
-
-class Terms(TypedDict, total=False):
-    """On what terms a job is run.
-
-    Attributes:
-        lane: number of the choice; noise of equal seeds differs by it.
-        tenant: who gets the service charged (SCH-7).
-        salt: prefixes are shared only among jobs of the same salt (KV-5).
-        priority: lower is served first; 0 is normal.
-        urgent: latency-critical: its prompt is computed in the very next step.
-        max_queue_s, max_total_s: seconds until it must be started, and over (CAN-5).
-    """
-
-    lane: int
-    tenant: str
-    salt: str | None
-    priority: int
-    urgent: bool
-    max_queue_s: float | None
-    max_total_s: float | None
+    PARKED = 7
+    """Left the engine as a ``Parked``; over as far as this job is concerned."""
 
 
 class Job:
@@ -63,13 +44,19 @@ class Job:
         passed: times a later job of the queue was admitted first because more of it was cached.
         seen: occurrences in the output of every token of prompt and output, None when no penalty needs it.
         resumed_at: number of known tokens at the last preemption, -1 before any.
+        guide: keeps the output to a grammar, or None.
+        pending: output tokens that the grammar forced before anything was drawn; they go out with the first
+            draw.
+        banned: ids never drawn.
     """
 
     __slots__ = (
         "accounted_at",
         "ban",
+        "banned",
         "computed",
         "eos",
+        "guide",
         "held_by",
         "held_until",
         "id",
@@ -81,6 +68,7 @@ class Job:
         "min_length",
         "params",
         "passed",
+        "pending",
         "prompt_len",
         "reached",
         "resumed_at",
@@ -109,12 +97,13 @@ class Job:
         now: float,
         namespace: Namespace,
         lane: int = 0,
-        salt: str | None = None,
         tenant: str = "local",
         priority: int = 0,
         urgent: bool = False,
         max_queue_s: float | None = None,
         max_total_s: float | None = None,
+        guide: Guide | None = None,
+        banned: tuple[int, ...] = (),
     ) -> None:
         self.id = id
         self.tokens = list(prompt)
@@ -139,7 +128,7 @@ class Job:
         self.verdict: GalleyError | FinishReason | None = None
         self.computed = 0
         self.reached = 0
-        self.table = Table((*namespace, ("salt", salt)) if salt else namespace)
+        self.table = Table(namespace)
         self.meter = JobMeter(prompt_tokens=len(prompt), arrived=now)
         self.accounted_at = now
         self.skipped = 0
@@ -147,6 +136,18 @@ class Job:
         self.resumed_at = -1
         self.held_by: Job | None = None
         self.held_until = 0
+        self.guide = guide
+        self.banned = banned
+        self.pending: list[int] = []
+        if guide is not None:
+            forced = guide.begin(self._forcible())
+            ends = self.stop_ids | self.eos
+            cut = next((place for place, token in enumerate(forced) if token in ends), len(forced))
+            if cut < len(forced):  # one of the request's own stop ids: left to be drawn
+                guide.rollback(len(forced) - cut)
+            self.pending = forced[:cut]
+            for token in self.pending:
+                self.take(token)
 
     @property
     def over(self) -> bool:
@@ -169,3 +170,25 @@ class Job:
         if len(self.tokens) >= self.limit:
             return "length"
         return None
+
+    def draw(self, token: int) -> tuple[list[int], FinishReason | None]:
+        """Append one drawn token and those that its grammar then forces; all that is new, and how it ends.
+
+        Forced tokens are known without a draw, so the next step computes them in one chunk (GRM-6). Raises
+        GalleyError when the guide fails.
+        """
+        new, self.pending = [*self.pending, token], []
+        finish = self.take(token)
+        if self.guide is None:
+            return new, finish
+        for forced in self.guide.accept(token, 0 if finish else self._forcible()):
+            new.append(forced)
+            finish = self.take(forced)
+            if finish is not None:  # one of the request's own stop ids
+                return new, finish
+        return new, "stop" if self.guide.ended else finish
+
+    def _forcible(self) -> int:
+        """Most tokens that may be taken without a draw. One is always left to draw; where log-probabilities
+        are asked for every token is drawn, since only a draw has them, and the same tokens come out."""
+        return 0 if self.params.logprobs is not None else max(0, self.limit - len(self.tokens) - 1)

@@ -5,6 +5,7 @@ machine, and must give the same plans; where it does not, something else has lea
 """
 
 import logging
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Unpack
@@ -12,18 +13,21 @@ from typing import Any, BinaryIO, Unpack
 import msgspec
 
 from galley.errors import GalleyError, InvalidRequest
+from galley.runtime.arrival import Terms
 from galley.runtime.fairness import Fairness
-from galley.runtime.job import Job, Terms
+from galley.runtime.guide import Guide
+from galley.runtime.job import Job, State
+from galley.runtime.park import Parked, resume
 from galley.runtime.plan import Drawn, Plan
 from galley.runtime.policy import Policy
 from galley.runtime.scheduler import Scheduler
-from galley.types import SamplingParams
+from galley.types import CacheHint, SamplingParams
 
 __all__ = ["Journal", "Recorded", "Replay", "replay"]
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 class Journal:
@@ -75,6 +79,59 @@ class Journal:
             log.warning("the scheduler's journal %s is incomplete: %s", self.path, error)
 
 
+class Heard:
+    """A guide that writes down what it makes its job take: a grammar is no part of a journal."""
+
+    def __init__(self, guide: Guide) -> None:
+        self.guide = guide
+        self.said: list[tuple[list[int], bool]] = []
+        """Tokens forced, and whether the output then was complete; since they were last written."""
+
+    @property
+    def ended(self) -> bool:
+        return self.guide.ended
+
+    def begin(self, most: int) -> list[int]:
+        forced = self.guide.begin(most)
+        self.said.append((forced, False))
+        return forced
+
+    def accept(self, token: int, most: int) -> list[int]:
+        forced = self.guide.accept(token, most)
+        self.said.append((forced, self.guide.ended))
+        return forced
+
+    def fill(self, masks: "array[int]", row: int) -> None:
+        self.guide.fill(masks, row)
+
+    def rollback(self, count: int) -> None:
+        self.guide.rollback(count)
+
+
+class Told:
+    """A guide that says again what was heard; where a draw has no words left, the guide had failed there."""
+
+    def __init__(self, begun: list[int]) -> None:
+        self.begun = begun
+        self.next: list[tuple[list[int], bool]] = []
+        self.ended = False
+
+    def begin(self, most: int) -> list[int]:
+        return self.begun
+
+    def accept(self, token: int, most: int) -> list[int]:
+        if not self.next:
+            raise GalleyError("as recorded", code="guide_failed")
+        forced, self.ended = self.next.pop(0)
+        return forced
+
+    def fill(self, masks: "array[int]", row: int) -> None:
+        raise RuntimeError("nothing is drawn in a replay")
+
+    def rollback(self, count: int) -> None:
+        """Nothing: what was heard stays."""
+
+
 class Recorded(Scheduler):
     """A scheduler that writes down what it is told and what it plans."""
 
@@ -103,11 +160,28 @@ class Recorded(Scheduler):
         checked: bool = False,
         **terms: Unpack[Terms],
     ) -> Job:
+        heard = None if (guide := terms.get("guide")) is None else Heard(guide)
+        if heard is not None:
+            terms["guide"] = heard
         job = super().submit(job_id, prompt, params, now, checked=checked, **terms)
-        self.journal.write(
-            {"event": "submit", "now": now, "job": job_id, "prompt": prompt, "params": params, "terms": terms}
-        )
+        plain = {name: value for name, value in terms.items() if name != "guide"}
+        event = {"event": "submit", "now": now, "job": job_id, "prompt": prompt, "params": params}
+        begun = {} if heard is None else {"begun": heard.said.pop()[0]}
+        self.journal.write({**event, "terms": plain, **begun})
         return job
+
+    def enter(self, job: Job, now: float) -> None:
+        super().enter(job, now)
+        if job.state is State.PREEMPTED:  # else it was submitted
+            self.journal.write({"event": "resume", "now": now, "parked": Parked.of(job)})
+
+    def park(self, job: Job, now: float) -> None:
+        self.journal.write({"event": "park", "now": now, "job": job.id})
+        super().park(job, now)
+
+    def new_epoch(self) -> None:
+        self.journal.write({"event": "epoch"})
+        super().new_epoch()
 
     def cancel(self, job_id: str, now: float) -> bool:
         self.journal.write({"event": "cancel", "now": now, "job": job_id})
@@ -123,8 +197,14 @@ class Recorded(Scheduler):
         return plan
 
     def commit(self, plan: Plan, drawn: Drawn, now: float) -> None:
-        self.journal.write({"event": "commit", "now": now, "ids": drawn.ids})
-        super().commit(plan, drawn, now)
+        guides = {job.id: job.guide for job in plan.rows if isinstance(job.guide, Heard)}
+        try:
+            super().commit(plan, drawn, now)
+        finally:
+            said = {name: guide.said for name, guide in guides.items() if guide.said}
+            self.journal.write({"event": "commit", "now": now, "ids": drawn.ids, "said": said})
+            for guide in guides.values():
+                guide.said = []
 
     def fail(self, plan: Plan, error: GalleyError, now: float) -> None:
         self.journal.write({"event": "fail", "now": now})
@@ -185,7 +265,21 @@ def replay(lines: Iterable[bytes | str], *, policy: Policy | None = None) -> Rep
                 raise KeyError("begin")
             elif kind == "submit":
                 params = msgspec.convert(event["params"], SamplingParams, str_keys=True)
-                scheduler.submit(event["job"], event["prompt"], params, now, checked=True, **event["terms"])
+                terms = event["terms"]
+                if terms.get("cache") is not None:
+                    terms["cache"] = msgspec.convert(terms["cache"], CacheHint)
+                if "banned" in terms:
+                    terms["banned"] = tuple(terms["banned"])
+                if "begun" in event:
+                    terms["guide"] = Told(event["begun"])
+                scheduler.submit(event["job"], event["prompt"], params, now, checked=True, **terms)
+            elif kind == "resume":
+                parked = msgspec.convert(event["parked"], Parked, str_keys=True)
+                resume(scheduler, parked, parked.job_id, now)
+            elif kind == "park":
+                scheduler.park(scheduler.jobs[event["job"]], now)
+            elif kind == "epoch":
+                scheduler.new_epoch()
             elif kind in ("cancel", "finish"):
                 getattr(scheduler, kind)(event["job"], now)
             elif kind == "plan":
@@ -201,6 +295,10 @@ def replay(lines: Iterable[bytes | str], *, policy: Policy | None = None) -> Rep
                 raise KeyError("plan")
             elif kind == "commit":
                 ids = event["ids"]
+                for name, said in event["said"].items():
+                    guide = scheduler.jobs[name].guide
+                    if isinstance(guide, Told):
+                        guide.next = [(list(forced), bool(ended)) for forced, ended in said]
                 zeros = [0.0] * len(ids)
                 scheduler.commit(plan, Drawn(ids, zeros, [0] * len(ids), [[] for _ in ids]), now)
             elif kind == "fail":

@@ -6,6 +6,7 @@ from galley.errors import EngineFault
 from galley.runtime.backend.base import Backend
 from galley.runtime.cost import Forecast, shape_of
 from galley.runtime.job import Job
+from galley.runtime.masks import Masks
 from galley.runtime.out import StepOut
 from galley.runtime.plan import Drawn, Draws, Plan, Rows
 from galley.runtime.scheduler import Scheduler
@@ -34,10 +35,16 @@ class Loop:
         self.clock = clock
         self.arrivals = arrivals
         self.faults = 0
+        self.masks = Masks(backend.spec.vocab)
         self.forecast = Forecast()
         """What the scheduler's cost model said of the steps, against what they took."""
         self._draws = Draws()
         self._drawing: list[Job] = []
+        self._guided: list[Job] = []
+
+    def close(self) -> None:
+        """Stop the thread that fills masks. Idempotent."""
+        self.masks.close()
 
     def step(self) -> list[StepOut]:
         """One step, if there is work; what came of it. A backend fault ends the step's jobs only (CAN-3)."""
@@ -51,9 +58,12 @@ class Loop:
             began = self.clock()
             try:
                 rows = self.rows(plan)
-                backend.run(rows)
-                if rows.out:
-                    draws = self.mask(plan)
+                draws = self.mask(plan) if rows.out else None
+                try:
+                    backend.run(rows)
+                finally:
+                    self.masks.wait()
+                if draws is not None:
                     drawn = backend.sample(draws)
                     if len(drawn.ids) != len(rows.out):
                         fault = EngineFault(f"{len(drawn.ids)} tokens drawn for {len(rows.out)} rows")
@@ -86,7 +96,8 @@ class Loop:
         return rows
 
     def mask(self, plan: Plan) -> Draws:
-        """How to draw from each output row: bans, bias, penalties, noise position.
+        """How to draw from each output row: bans, bias, penalties, noise position. The grammar masks begin to
+        be filled here and are complete after ``masks.wait`` (GRM-2).
 
         Valid until the next call: while the same jobs draw and nothing but their positions changes, as in a
         steady run of decodes, the last step's arrays are brought up to date in place.
@@ -96,12 +107,18 @@ class Loop:
             position = self._draws.position
             for row, job in enumerate(jobs):
                 position[row] = len(job.tokens)
+            if self._guided:
+                self.masks.start(self._guided, self._draws.masks)
             return self._draws
         self._draws = draws = Draws()
-        steady = True
+        self._guided = guided = [job for job in jobs if job.guide is not None]
+        if guided:
+            draws.masks = self.masks.room(len(guided))
+            self.masks.start(guided, draws.masks)
+        steady, masked = True, 0
         for job in jobs:
             params, length = job.params, len(job.tokens)
-            banned = job.ban if length < job.min_length else ()
+            early = job.ban if length < job.min_length else ()
             draws.add(
                 seed=job.seed,
                 position=length,
@@ -115,9 +132,11 @@ class Loop:
                 presence=params.presence_penalty,
                 logprobs=-1 if params.logprobs is None else params.logprobs,
                 bias=params.logit_bias,
-                ban=banned,
+                ban=(*job.banned, *early),
                 seen=job.seen,
+                mask_row=masked if job.guide is not None else -1,
             )
-            steady = steady and not banned and job.seen is None
+            masked += job.guide is not None
+            steady = steady and not early and job.seen is None
         self._drawing = jobs if steady else []
         return draws

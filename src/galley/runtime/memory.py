@@ -9,6 +9,8 @@ __all__ = ["MemoryPlan", "plan_memory"]
 
 SHARE = 0.5
 """Most of the available memory that the cache takes unasked: weights and others need some too."""
+MOST_TOKENS = 2**31 - 1
+"""Places in the cache are 32-bit numbers in a plan."""
 TYPICAL = 2048
 """Tokens a running choice is expected to hold when nothing better is known."""
 
@@ -36,7 +38,7 @@ def plan_memory(
     takes at most half of the ``available`` bytes. A ``limit`` in bytes is obeyed as given. Where less than a
     full context fits, the explanation says what context is left; nothing is cut silently.
 
-    Raises ConfigError when not even one block fits.
+    Raises ConfigError when not even one block fits, or when there would be more than can be numbered.
     """
     block = kv_bytes_per_token * block_size
     wanted = -(-max(spec.context, max_jobs * TYPICAL) // block_size)
@@ -60,6 +62,12 @@ def plan_memory(
             param="engine.kv_memory",
         )
     tokens = num_blocks * block_size
+    if tokens > MOST_TOKENS:
+        raise ConfigError(
+            f"a KV cache of {size(num_blocks * block)} would hold {tokens} tokens; "
+            f"{MOST_TOKENS} ({size(MOST_TOKENS // block_size * block)}) is the most that can be numbered",
+            param="engine.kv_memory",
+        )
     cut = (
         f"; context limited to {tokens} of the model's {spec.context} tokens" if tokens < spec.context else ""
     )

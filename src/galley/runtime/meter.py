@@ -20,6 +20,7 @@ class JobMeter(msgspec.Struct, kw_only=True):
     Attributes:
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         cache_write_tokens: prompt tokens this job published for others.
+        cache_ends: explicit breakpoints: prompt tokens before each, and seconds to keep them.
         computed_tokens: positions run through the model, recomputation included.
         recomputed_tokens: positions run again after a preemption.
         prefill_flop: of every position that was not a decode step (recomputation included): 2 per weight of
@@ -33,6 +34,7 @@ class JobMeter(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_ends: tuple[tuple[int, int], ...] = ()
     completion_tokens: int = 0
     arrived: float = 0.0
     first_scheduled: float | None = None
@@ -49,9 +51,9 @@ class JobMeter(msgspec.Struct, kw_only=True):
     kv_byte_seconds: float = 0.0
     peak_blocks: int = 0
 
-    def drew(self, now: float) -> bool:
-        """Count one output token; whether it is the first."""
-        self.completion_tokens += 1
+    def drew(self, now: float, count: int = 1) -> bool:
+        """Count output tokens that came together; whether they are the first."""
+        self.completion_tokens += count
         before, self.last_token = self.last_token, now
         if before is None:
             self.first_token = now

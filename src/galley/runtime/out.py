@@ -1,10 +1,16 @@
 """StepOut: what one step made of one job."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from galley.errors import GalleyError
 from galley.runtime.meter import JobMeter
 from galley.types import FinishReason, TokenLogprob
+
+if TYPE_CHECKING:
+    from galley.runtime.job import Job
+    from galley.runtime.plan import Drawn
 
 __all__ = ["StepOut"]
 
@@ -16,6 +22,7 @@ class StepOut(msgspec.Struct, frozen=True, kw_only=True):
         token_ids: new output ids, in order; the finishing end token is among them.
         logprobs: one entry a token when the job asked for them, else None.
         stop_token: the id of ``params.stop_token_ids`` that ended the job.
+        complete: the job ended because its grammar was complete: the last id is text, not an end token.
         error: set for a cancelled (code ``cancelled``), expired or failed job.
         cached_tokens: prompt tokens found in the cache; on the job's first StepOut with tokens.
     """
@@ -25,9 +32,29 @@ class StepOut(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[TokenLogprob] | None = None
     finish: FinishReason | None = None
     stop_token: int | None = None
+    complete: bool = False
     error: GalleyError | None = None
     cached_tokens: int | None = None
     meter: JobMeter | None = None
+
+    @classmethod
+    def of(
+        cls, job: "Job", new: list[int], finish: FinishReason | None, drawn: "Drawn", row: int, *, first: bool
+    ) -> "StepOut":
+        """What the draw of one row made of its job: ``new`` tokens, the drawn one and those it forced."""
+        logprobs, last = None, new[-1]
+        if job.params.logprobs is not None:
+            logprobs = [TokenLogprob(last, drawn.logprobs[row], drawn.ranks[row], drawn.tops[row])]
+        return cls(
+            job_id=job.id,
+            token_ids=new,
+            logprobs=logprobs,
+            finish=finish,
+            stop_token=last if finish == "stop" and last in job.stop_ids else None,
+            complete=finish == "stop" and last not in job.stop_ids and last not in job.eos,
+            cached_tokens=job.meter.cached_tokens if first else None,
+            meter=None if finish is None else job.meter,
+        )
 
     @property
     def last(self) -> bool:
@@ -45,6 +72,7 @@ class StepOut(msgspec.Struct, frozen=True, kw_only=True):
             logprobs=logprobs,
             finish=later.finish,
             stop_token=later.stop_token,
+            complete=later.complete,
             error=later.error,
             cached_tokens=self.cached_tokens if self.cached_tokens is not None else later.cached_tokens,
             meter=later.meter,

@@ -96,8 +96,8 @@ class Rows:
 class Draws:
     """Sampling instructions for the output rows of the last ``run``; ``R`` rows.
 
-    Order of operations per row (SMP-1): float32 logits, bans to -inf, bias, repetition, frequency and
-    presence penalties; then greedy, or temperature, min_p, top_k, top_p and a Gumbel-max draw with Philox
+    Order of operations per row (SMP-1): float32 logits, mask and bans to -inf, bias, repetition, frequency
+    and presence penalties; then greedy, or temperature, min_p, top_k, top_p and a Gumbel-max draw with Philox
     noise keyed (seed, position, lane, token id) (SMP-4). Ties go to the lowest id.
 
     Dense, one entry a row:
@@ -110,6 +110,10 @@ class Draws:
         seen: ids i32 and counts i32 of every distinct token of prompt and output; count is occurrences in the
         *output* (0 when only in the prompt). Repetition applies to all of them; frequency and presence to
         those with count > 0. Present only for rows with a penalty.
+    Masks:
+        mask_row i32: number of the row's mask, -1 for none; masks: one row of ``ceil(vocab / 32)`` uint32
+        words after the other, bit ``id & 31`` of word ``id >> 5`` set where the id is allowed. Filled in by
+        the time of ``sample``.
     """
 
     __slots__ = (
@@ -121,6 +125,8 @@ class Draws:
         "frequency",
         "lane",
         "logprobs",
+        "mask_row",
+        "masks",
         "min_p",
         "position",
         "presence",
@@ -154,6 +160,8 @@ class Draws:
         self.seen_start = array("i", [0])
         self.seen_ids = array("i")
         self.seen_counts = array("i")
+        self.mask_row = array("i")
+        self.masks = array("I")
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -176,6 +184,7 @@ class Draws:
         bias: dict[int, float] | None = None,
         ban: Sequence[int] = (),
         seen: dict[int, int] | None = None,
+        mask_row: int = -1,
     ) -> None:
         """Append one row."""
         self.temperature.append(temperature)
@@ -199,6 +208,7 @@ class Draws:
             self.seen_ids.extend(seen)
             self.seen_counts.extend(seen.values())
         self.seen_start.append(len(self.seen_ids))
+        self.mask_row.append(mask_row)
 
 
 class Drawn:

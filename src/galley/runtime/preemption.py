@@ -23,6 +23,16 @@ class Preemption:
     def __init__(self, scheduler: "Scheduler") -> None:
         self.scheduler = scheduler
 
+    def reach(self, job: Job, count: int, plan: "Plan", now: float) -> int:
+        """How many of ``count`` tokens have room; forced ones, unlike a prompt's, may need blocks yet. A job
+        that gives way itself has none."""
+        size = self.scheduler.block_size
+        while job.state is State.RUNNING:
+            room = len(job.table.blocks) * size - job.computed
+            if room >= count or not self.grow(job, plan, now):
+                return min(room, count) if job.state is State.RUNNING else 0
+        return 0
+
     def grow(self, job: Job, plan: "Plan", now: float) -> bool:
         """One more block for a running job, at the cost of others if need be, or of itself."""
         it = self.scheduler

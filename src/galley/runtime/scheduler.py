@@ -5,16 +5,18 @@ from itertools import islice
 from typing import Unpack
 
 from galley.errors import GalleyError, InvalidRequest
+from galley.kv import chain
 from galley.kv.pool import Pool
 from galley.kv.table import Table
 from galley.kv.tree import Node, Tree
 from galley.runtime.admission import Admission
+from galley.runtime.arrival import Terms
 from galley.runtime.cost import CostModel
 from galley.runtime.deadlines import Deadlines
 from galley.runtime.fairness import Fairness
 from galley.runtime.gate import Gate
 from galley.runtime.integrity import violations
-from galley.runtime.job import URGENT, Job, State, Terms
+from galley.runtime.job import URGENT, Job, State
 from galley.runtime.meter import Costs, Counters
 from galley.runtime.out import StepOut
 from galley.runtime.plan import Drawn, Plan
@@ -22,7 +24,7 @@ from galley.runtime.policy import Policy
 from galley.runtime.preemption import Preemption
 from galley.runtime.queue import Queue, urgent_tokens
 from galley.runtime.rate import ServiceRate
-from galley.types import FinishReason, SamplingParams, TokenLogprob
+from galley.types import CacheHint, FinishReason, SamplingParams
 
 __all__ = ["Scheduler"]
 
@@ -88,6 +90,7 @@ class Scheduler:
         self.running: dict[Job, None] = {}
         self.slots: Counter[str] = Counter()  # of running jobs, by tenant
         self.jobs: dict[str, Job] = {}
+        self.epoch = 0
         self._sequence = 0
         self.urgent = 0  # live jobs of the latency-critical class
         self._inflight: Plan | None = None
@@ -98,9 +101,28 @@ class Scheduler:
         return self.tree.pool
 
     @property
+    def inflight(self) -> bool:
+        """Whether a plan waits for its commit."""
+        return self._inflight is not None
+
+    @property
     def busy(self) -> bool:
         """Whether a job waits or runs."""
         return bool(self.jobs)
+
+    def namespace(self, tenant: str, salt: str | None, cache: CacheHint | None) -> chain.Namespace:
+        """With whom a job shares its prefixes: same weights, tenant, salt and epoch (KV-5, KV-10)."""
+        apart = cache is not None and cache.memory_only
+        return chain.namespace(self.model_key, tenant=tenant, salt=salt, epoch=self.epoch, memory_only=apart)
+
+    def new_epoch(self) -> None:
+        """Weights, an adapter or the KV dtype changed: nothing cached so far matches again (KV-10).
+
+        Running jobs go on with the blocks they hold. What nobody holds is freed at once when nothing is
+        held, else as memory is needed.
+        """
+        self.epoch += 1
+        self.tree.clear()
 
     def submit(
         self,
@@ -112,32 +134,55 @@ class Scheduler:
         checked: bool = False,
         **terms: Unpack[Terms],
     ) -> Job:
-        """Put one choice in the queue, on the given terms.
+        """Put one choice in the queue. Prefixes are shared among jobs of the same ``namespace``.
 
         Raises what ``Admission.refuse`` and ``Gate.admit`` raise unless ``checked`` already.
         """
+        tenant = terms.get("tenant", "local")
         if job_id in self.jobs:
             raise InvalidRequest(f"job id {job_id!r} is in use", param="job_id")
         if not checked:
             self.admission.refuse(prompt, params)
-            self.gate.admit(terms.get("tenant", "local"), terms.get("max_queue_s"), running=len(self.running))
+            self.gate.admit(tenant, terms.get("max_queue_s"), running=len(self.running))
+        cache = terms.get("cache")
         job = Job(
             job_id,
             prompt,
             params,
             eos=self.eos,
             context=self.admission.room,
-            sequence=self._sequence,
+            sequence=0,
             now=now,
-            namespace=(("model", self.model_key),),
-            **terms,
+            namespace=self.namespace(tenant, terms.get("salt"), cache),
+            lane=terms.get("lane", 0),
+            tenant=tenant,
+            priority=terms.get("priority", 0),
+            urgent=terms.get("urgent", False),
+            max_queue_s=terms.get("max_queue_s"),
+            max_total_s=terms.get("max_total_s"),
+            guide=terms.get("guide"),
+            banned=terms.get("banned", ()),
         )
+        if cache is not None:  # whole blocks are kept
+            size = self.block_size
+            job.meter.cache_ends = tuple((end // size * size, ttl_s) for end, ttl_s in cache.ends)
+        self.enter(job, now)
+        return job
+
+    def enter(self, job: Job, now: float) -> None:
+        """Queue a job that is WAITING, or PREEMPTED elsewhere; it comes after all that are here."""
+        job.sequence = self._sequence
         self._sequence += 1
-        self.jobs[job_id] = job
+        self.jobs[job.id] = job
         self.urgent += job.tier == URGENT
         self.queue.add(job)
         self.deadlines.add(job, now)
-        return job
+
+    def park(self, job: Job, now: float) -> None:
+        """End a job with code ``parked``, its full blocks cached. Not while a plan is in flight."""
+        if self._inflight is not None:
+            raise RuntimeError("park between steps")
+        self._end(job, now, GalleyError("the request was parked", code="parked"), State.PARKED)
 
     def cancel(self, job_id: str, now: float) -> bool:
         """End a job with an error of code ``cancelled``; legal in every state, also twice (CAN-2).
@@ -152,13 +197,11 @@ class Scheduler:
 
     def _settle(self, job_id: str, verdict: GalleyError | FinishReason, now: float) -> bool:
         job = self.jobs.get(job_id)
-        if job is None:
-            return False
-        if self._inflight is not None and job in self._inflight.rows:
+        if job is not None and self._inflight is not None and job in self._inflight.rows:
             job.verdict = job.verdict or verdict
-        else:
+        elif job is not None:
             self._end(job, now, verdict)
-        return True
+        return job is not None
 
     def take(self) -> list[StepOut]:
         """What happened since the last call, in order."""
@@ -187,8 +230,9 @@ class Scheduler:
         for job in chunks:
             self._admit(plan, now, before, job)
             room = self.token_budget - plan.tokens
-            if room > 0 and job.state is State.RUNNING:
-                plan.add(job, min(len(job.tokens) - job.computed, room, self.chunk))
+            most = min(len(job.tokens) - job.computed, room, self.chunk)
+            if most > 0 and (count := self.preemption.reach(job, most, plan, now)) > 0:
+                plan.add(job, count)
         if before == self.counters.preemptions:
             self.policy.step()
         self._admit(plan, now, before)
@@ -269,11 +313,11 @@ class Scheduler:
         meter, counters = job.meter, self.counters
         if job.state is State.WAITING:
             meter.first_scheduled = now
-            meter.cached_tokens = job.computed
+            meter.cached_tokens = min(job.computed, job.prompt_len)
             counters.prompt_tokens += job.prompt_len
             counters.cache_query_tokens += job.prompt_len
-            counters.cache_hit_tokens += job.computed
-            self.fairness.prompt(job.tenant, job.prompt_len - job.computed)
+            counters.cache_hit_tokens += meter.cached_tokens
+            self.fairness.prompt(job.tenant, job.prompt_len - meter.cached_tokens)
         job.state = State.RUNNING
         job.accounted_at = now
         job.held_by = None
@@ -307,27 +351,18 @@ class Scheduler:
         self.rate.observe(plan.tokens - plan.decodes, plan.decodes, now - plan.now)
 
     def _accept(self, job: Job, token: int, row: int, drawn: Drawn, now: float) -> None:
-        """One drawn token becomes known and goes out."""
-        finish = job.take(token)
-        cached = job.meter.cached_tokens if job.meter.drew(now) else None
-        self.counters.generation_tokens += 1
-        self.fairness.output(job.tenant, 1)
-        logprobs = None
-        if job.params.logprobs is not None:
-            logprobs = [TokenLogprob(token, drawn.logprobs[row], drawn.ranks[row], drawn.tops[row])]
+        """One drawn token becomes known and goes out, with those that its grammar forces."""
+        try:
+            new, finish = job.draw(token)
+        except GalleyError as error:
+            self._end(job, now, error, State.FAILED)
+            return
+        first = job.meter.drew(now, len(new))
+        self.counters.generation_tokens += len(new)
+        self.fairness.output(job.tenant, len(new))
         if finish is not None:
             self._close(job, now, State.FINISHED, keep=job.computed)
-        self._out.append(
-            StepOut(
-                job_id=job.id,
-                token_ids=[token],
-                logprobs=logprobs,
-                finish=finish,
-                stop_token=token if finish == "stop" and token in job.stop_ids else None,
-                cached_tokens=cached,
-                meter=None if finish is None else job.meter,
-            )
-        )
+        self._out.append(StepOut.of(job, new, finish, drawn, row, first=first))
 
     def fail(self, plan: Plan, error: GalleyError, now: float) -> None:
         """The forward failed: its jobs end with ``error``, nothing of the step is kept (CAN-3, KV-3)."""

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from galley.kv.figures import DiskStats
 from galley.runtime.cost import Forecast
 from galley.runtime.scheduler import Scheduler
 
@@ -34,6 +35,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     forecast: Forecast
     """Of the steps run under a cost model."""
+    disk: DiskStats | None = None
+    """The disk tier; None when there is none."""
+    disk_hit_tokens: int = 0
+    """Prompt tokens that came back from disk."""
 
     @classmethod
     def of(
@@ -44,6 +49,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
         draining: bool,
         faults: int,
         violations: int,
+        disk: DiskStats | None = None,
+        disk_hit_tokens: int = 0,
         forecast: Forecast,
     ) -> "EngineStats":
         """Read them; cheap, and safe beside a running engine thread."""
@@ -70,5 +77,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
             violations=violations,
             context=scheduler.admission.room,
             block_size=scheduler.block_size,
+            disk=disk,
+            disk_hit_tokens=disk_hit_tokens,
             forecast=msgspec.structs.replace(forecast),
         )

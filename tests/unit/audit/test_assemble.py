@@ -15,6 +15,7 @@ class Meter:
     prompt_tokens: int = 10
     cached_tokens: int = 0
     cache_write_tokens: int = 0
+    cache_ends: tuple[tuple[int, int], ...] = ()
     completion_tokens: int = 0
     arrived: float = 100.0
     first_scheduled: float | None = None

@@ -14,6 +14,7 @@ import pytest
 from galley.audit.assemble import assemble
 from galley.audit.assemble import receipt_id as new_id
 from galley.audit.receipts import ReceiptStore
+from galley.audit.spool import Spool, encode
 from galley.errors import GalleyError
 from galley.types import Receipt, Request, SamplingParams
 
@@ -223,6 +224,7 @@ import sys, os, time
 from pathlib import Path
 from tests.unit.audit.test_receipts import receipt
 from galley.audit.receipts import ReceiptStore
+from galley.audit.spool import Spool, encode
 store = ReceiptStore(Path(sys.argv[1]))
 n = 0
 while True:
@@ -260,6 +262,7 @@ import resource, signal, sys
 from pathlib import Path
 from tests.unit.audit.test_receipts import receipt
 from galley.audit.receipts import ReceiptStore
+from galley.audit.spool import Spool, encode
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = ReceiptStore(Path(sys.argv[1]))
 store.record(receipt(0.0)); store.flush()
@@ -292,3 +295,14 @@ def test_full_disk_loses_no_receipt(tmp_path):
     stored = {r.created for r in after.list(1000)}
     after.close()
     assert stored | told == {float(i) for i in range(201)}, "every receipt is on disk or on stderr"
+
+
+def test_spooled_receipts_are_found_without_a_write(tmp_path: Path) -> None:
+    late = receipt(3)
+    Spool.append(tmp_path / "r.spool.jsonl", encode(late) + b"\nnot a receipt\n")
+    reader = ReceiptStore(tmp_path / "r.db")
+    assert reader.get(late.id) == late
+    assert reader.list() == [late] and reader.list(model="another") == []
+    assert (tmp_path / "r.spool.jsonl").exists() and not (tmp_path / "r.db").exists(), (
+        "reading writes nothing"
+    )

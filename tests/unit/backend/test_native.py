@@ -1,5 +1,6 @@
 """The native kernels: every instruction set this machine has against the numpy oracle, and faults."""
 
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,14 @@ def test_sampling_follows_the_oracle(tmp_path: Path, isa: str) -> None:
         backend = NativeBackend(gguf, spec_from_gguf(gguf), threads=2, num_blocks=8, isa=isa)
         backend.run(prompt(40))
         logits = backend.logits()
+        vocab = backend.spec.vocab
         for trial in range(20):
             draws = Draws()
+            # Thin, middling, all but a few; the fourth row of four has none.
+            masks = rng.random((3, -(-vocab // 32) * 32)) < np.array([[0.05], [0.5], [0.95]])
+            masks[:, 7] = True
+            packed = np.packbits(masks, axis=1, bitorder="little").view("<u4").reshape(-1)
+            draws.masks = array("I", packed.tolist())
             for row in range(40):
                 draws.add(
                     seed=int(rng.integers(0, 2**63)),
@@ -79,9 +86,11 @@ def test_sampling_follows_the_oracle(tmp_path: Path, isa: str) -> None:
                     bias={7: 2.0, 9: -100.0} if row % 5 == 0 else None,
                     ban=[1, 2, 3] if row % 7 == 0 else (),
                     seen={11: 2, 12: 0, 13: 1},
+                    mask_row=row % 4 if row % 4 < 3 else -1,
                 )
             want, got = draw(logits, draws), backend.sample(draws)
             assert got.ids == want.ids
+            assert all(masks[row % 4][id] for row, id in enumerate(got.ids) if row % 4 < 3)
             assert got.ranks == want.ranks
             assert np.allclose(got.logprobs, want.logprobs, atol=1e-4, equal_nan=True)
             assert [[i for i, _ in t] for t in got.tops] == [[i for i, _ in t] for t in want.tops]
@@ -98,6 +107,25 @@ def test_nothing_to_draw_is_a_fault(tmp_path: Path) -> None:
             draws.add(seed=1, position=1, lane=0, temperature=temperature, ban=list(range(spec.vocab)))
             with pytest.raises(EngineFault, match="finite"):
                 backend.sample(draws)
+        backend.close()
+
+
+def test_a_mask_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
+    with GGUF.open(make(tmp_path / "m.gguf", "F32")) as gguf:
+        spec = spec_from_gguf(gguf)
+        words = -(-spec.vocab // 32)
+        backend = NativeBackend(gguf, spec, threads=2, num_blocks=8)
+        oracle = ReferenceBackend(gguf, spec, num_blocks=8)
+        for bad, row in ((words - 1, 0), (words, 1), (2 * words, 2)):
+            draws = Draws()
+            draws.masks = array("I", [0xFFFFFFFF]) * bad
+            draws.add(seed=1, position=1, lane=0, temperature=1.0, mask_row=row)
+            backend.run(prompt(1))
+            with pytest.raises(EngineFault, match="mask"):
+                backend.sample(draws)
+            oracle.run(prompt(1))
+            with pytest.raises(ValueError, match="mask"):
+                oracle.sample(draws)
         backend.close()
 
 

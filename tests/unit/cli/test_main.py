@@ -1,19 +1,26 @@
 """The command line's frame: start-up, help, exit codes, and how faults are told. No model is run here."""
 
+import builtins
 import importlib
 import json
 import os
+import resource
+import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 
 from galley import __version__
+from galley.audit.assemble import assemble
+from galley.audit.receipts import ReceiptStore
 from galley.cli.main import COMMANDS, EXIT_CODES, galley, invoke
+from galley.config import Config
 from galley.errors import EngineFault, GalleyError, Overloaded
+from galley.types import Request, SamplingParams
 
 HEAVY = {"numpy", "starlette", "uvicorn", "tokenizers", "rich", "jinja2", "msgspec", "asyncio", "tomllib"}
 
@@ -25,7 +32,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-CALL = "import sys; from galley.cli.main import main; main(sys.argv[1:])"
+CALL = "from galley.cli.start import main; main()"
 
 
 def test_version_imports_nothing_heavy() -> None:
@@ -37,18 +44,23 @@ def test_version_imports_nothing_heavy() -> None:
     assert not HEAVY & set(done.stdout.splitlines()[1].split())
 
 
-def test_version_is_quick() -> None:
-    """The budget is 60 ms over bare Python; shared test machines get four times that."""
+def test_version_is_said_alike_whoever_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["--version"]) == 0
+    assert python(CALL, "--version").stdout == capsys.readouterr().out == f"galley {__version__}\n"
 
-    def best(code: str, *arguments: str) -> float:
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            assert python(code, *arguments).returncode == 0
-            times.append(time.perf_counter() - start)
-        return min(times)
 
-    assert best(CALL, "--version") - best("pass") < 0.240
+def test_version_takes_60_ms_more_than_bare_python() -> None:
+    """Processor time of the two, taking turns: other work on the machine lengthens the clock's, not this."""
+
+    def spent(code: str, *arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert python(code, *arguments).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    pairs = [(spent("pass"), spent(CALL, "--version")) for _ in range(9)]
+    bare, version = (statistics.median(column) for column in zip(*pairs, strict=True))
+    assert version - bare < 0.060
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -180,4 +192,112 @@ def test_a_reader_that_leaves_is_not_a_traceback(tmp_path: Path) -> None:
         check=False,
     )
     os.close(write)
-    assert done.returncode == 1 and done.stderr == b""
+    assert done.returncode == 0 and done.stderr == b""
+
+
+def receipts(home: Path, *models: str) -> None:
+    store = ReceiptStore(home / "receipts.db")
+    for number, model in enumerate(models):
+        made = Request(
+            id="r", api="chat.completions", model=model, params=SamplingParams(), created=float(number)
+        )
+        store.record(
+            assemble(
+                receipt_id=f"rcp_{number}",
+                request=made,
+                route=None,
+                digests=None,
+                meters={},
+                status="disconnected",
+            )
+        )
+    store.close()
+
+
+def test_log_of_an_empty_home_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["--home", str(tmp_path), "log"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and "No receipts" in captured.err
+
+
+def test_log_columns_hold_long_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    receipts(tmp_path, "m", "a-model-with-a-name-of-many-letters")
+    assert invoke(["--home", str(tmp_path), "log"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2
+    for row in rows:
+        assert row[head.index("RECEIPT") :].startswith("rcp_") and row[head.index("MODEL") - 1] == " "
+
+
+def test_reader_that_leaves_is_no_fault(tmp_path: Path) -> None:
+    receipts(tmp_path, *(["m" * 2000] * 500))
+    child = subprocess.Popen(
+        [sys.executable, "-c", CALL, "--home", str(tmp_path), "log", "-n", "500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.read(10)
+    child.stdout.close()
+    assert (child.stderr.read(), child.wait(60)) == (b"", 0)
+    child.stderr.close()
+
+
+def test_help_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["config", "--help"]) == 0
+    assert "Never overwrites one." in " ".join(capsys.readouterr().out.split())
+    assert invoke(["log", "--help"]) == 0
+    assert "INTEGER RANGE" not in capsys.readouterr().out
+    assert invoke(["chat", "--help"]) == 0
+    assert "config show" in capsys.readouterr().out
+
+
+def test_capture_can_be_switched_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GALLEY_CAPTURE", "1")
+    seen = []
+
+    def serve(config: Config) -> None:
+        seen.append((config.receipts.capture, config.origin("receipts.capture")))
+
+    monkeypatch.setattr("galley.endpoint.serve.serve", serve)
+    monkeypatch.setattr("galley.model.store.Store.resolve", lambda self, name: None)
+    for flags in ([], ["--capture"], ["--no-capture"]):
+        assert invoke(["serve", *flags]) == 0
+    assert seen == [(True, "env:GALLEY_CAPTURE"), (True, "flag:--capture"), (False, "flag:--capture")]
+
+
+def test_damaged_entry_is_told_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / f"{name}.gguf").write_bytes(b"GGUF")
+        assert invoke(["--home", str(tmp_path), "pull", str(tmp_path / f"{name}.gguf")]) == 0
+    (tmp_path / "models/bad/entry.json").write_text("{")
+    capsys.readouterr()
+    assert invoke(["--home", str(tmp_path), "list"]) == 3
+    captured = capsys.readouterr()
+    assert "good" in captured.out and "models/bad" in captured.err
+    assert invoke(["--home", str(tmp_path), "rm", "good", "bad"]) == 0
+    assert invoke(["--home", str(tmp_path), "list"]) == 0
+
+
+def test_settings_file_that_cannot_be_written_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "home").write_text("a file")
+    assert invoke(["--home", str(tmp_path / "home"), "config", "init"]) == 2
+    assert "galley --config FILE config init" in capsys.readouterr().err
+
+
+def test_chat_on_a_terminal_edits_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    from galley.cli import chat
+
+    asked = []
+    monkeypatch.setattr(chat.importlib, "import_module", asked.append)
+    monkeypatch.setattr(builtins, "input", lambda prompt: "/exit")
+    for live in (True, False):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda live=live: live))
+        house = SimpleNamespace(model=SimpleNamespace(name="m"))
+        chat.Conversation(house, None, SamplingParams(), left_open=[], system=None, quiet=True).talk()
+        assert asked == ["readline"]

@@ -148,3 +148,17 @@ def test_token_counts() -> None:
 def test_no_color() -> None:
     assert colour_wanted({}) and colour_wanted({"NO_COLOR": ""})
     assert not colour_wanted({"NO_COLOR": "1"}) and not colour_wanted({"TERM": "dumb"})
+
+
+def test_template_with_every_line_uncommented_is_all_defaults(tmp_path: Path) -> None:
+    lines = [
+        line.removeprefix("# ") for line in template().splitlines() if " = " in line or line.startswith("[")
+    ]
+    file = tmp_path / "config.toml"
+    file.write_text("\n".join(lines))
+    env = {"GALLEY_HOME": str(tmp_path)}
+    bare, full = load(env=env, file=None), load(env=env, file=file)
+    assert {row["key"]: row["value"] for row in full.rows()} == {
+        row["key"]: row["value"] for row in bare.rows()
+    }
+    assert full.origin("server.api_key") == "default"

@@ -8,6 +8,7 @@ import pytest
 
 from galley.audit.receipts import ReceiptStore
 from galley.endpoint.app import build_app
+from galley.endpoint.state import State
 from galley.router.router import Router
 from tests.unit.endpoint.fake import FakeProvider
 
@@ -19,7 +20,8 @@ class Desk:
         self.provider = provider
         self.store = ReceiptStore(path / "receipts.db", batch_s=0.001)
         self.router = Router([provider], self.store, aliases={"fake": "fake-1b"})
-        self.app = build_app(self.router, self.store, **options)
+        self.state = State(path / "home", options.pop("keeping", None))
+        self.app = build_app(self.router, self.store, state=self.state, **options)
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://127.0.0.1"
         )
@@ -48,6 +50,7 @@ def open_desk(tmp_path: Path):
     yield make
     for desk in desks:
         desk.store.close()
+        desk.state.close()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ CHAT_CASES = [
     ({"messages": ["hi"]}, "messages[0]", "invalid_type"),
     ({"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter"),
     ({"messages": [*HI, {"role": "wizard", "content": "x"}]}, "messages[1].role", "invalid_value"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unsupported_parameter"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
     ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "invalid_type"),
     (
@@ -30,8 +29,8 @@ CHAT_CASES = [
     ({"messages": [{"role": "user", "content": "a\x00b"}]}, "messages[0].content", "invalid_value"),
     (
         {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
-        "messages[0].tool_calls",
-        "unsupported_parameter",
+        "messages[0].tool_calls[0].function",
+        "missing_required_parameter",
     ),
     ({"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
     ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
@@ -56,7 +55,12 @@ CHAT_CASES = [
     ({"stop": "a\x00"}, "stop", "invalid_value"),
     ({"stop": "x" * 2000}, "stop", "string_above_max_length"),
     ({"seed": 2**64}, "seed", "integer_above_max_value"),
+    ({"seed": -(2**63) - 1}, "seed", "integer_below_min_value"),
     ({"logit_bias": {"five": 1}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"0" * 5 + "99999999999": 1}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"256": 1}}, "logit_bias.256", "integer_above_max_value"),
+    ({"repetition_penalty": 11}, "repetition_penalty", "decimal_above_max_value"),
     ({"logit_bias": {"5": 101}}, "logit_bias.5", "decimal_above_max_value"),
     ({"logit_bias": {"5": "x"}}, "logit_bias.5", "invalid_type"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
@@ -64,9 +68,9 @@ CHAT_CASES = [
     ({"logprobs": 3}, "logprobs", "invalid_type"),
     ({"stream": "yes"}, "stream", "invalid_type"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
-    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-    ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
+    ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    ({"response_format": {"type": "poem"}}, "response_format.type", "invalid_value"),
     ({"response_format": {"type": "poem"}}, "response_format.type", "invalid_value"),
     ({"functions": [{}]}, "functions", "unsupported_parameter"),
     ({"function_call": "auto"}, "function_call", "unsupported_parameter"),
@@ -76,7 +80,6 @@ CHAT_CASES = [
     ({"web_search_options": {"a": 1}}, "web_search_options", "unsupported_parameter"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
     ({"continue_final_message": True}, "continue_final_message", "unsupported_parameter"),
-    ({"guided_json": {"type": "object"}}, "guided_json", "unsupported_parameter"),
     ({"chat_template": "{{ x }}"}, "chat_template", "unsupported_parameter"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "invalid_value"),
     ({"metadata": {"k": 1}}, "metadata.k", "invalid_type"),
@@ -88,6 +91,16 @@ CHAT_CASES = [
     ({"max_queue_s": "5"}, "max_queue_s", "invalid_type"),
     ({"max_total_s": -1.5}, "max_total_s", "decimal_below_min_value"),
     ({"max_total_s": 1e9}, "max_total_s", "decimal_above_max_value"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "unsupported_parameter"),
+    ({"use_beam_search": 0}, "use_beam_search", "unsupported_parameter"),
+    ({"functions": False}, "functions", "unsupported_parameter"),
+    ({"web_search_options": {}}, "web_search_options", "unsupported_parameter"),
+    ({"chat_template_kwargs": {"a": ["\x00"]}}, "chat_template_kwargs.a[0]", "invalid_value"),
+    ({"chat_template_kwargs": {"a\x00": 1}}, "chat_template_kwargs", "invalid_value"),
+    ({"metadata": {"a\x00": "x"}}, "metadata", "invalid_value"),
+    ({"fro\x00b": 1}, None, "invalid_value"),
+    ({"metadata": {"k" * 65: "x"}}, "metadata", "string_above_max_length"),
 ]
 
 
@@ -146,6 +159,10 @@ BODIES = [
     ),
     (b'{"model":"m","prompt":"ok","stop":["a","\\udc00\\ud800"]}', "stop[1]", "invalid_value"),
     (b'{"\\ud800": 1}', None, "invalid_value"),
+    (b'{"model":"m","max_tokens":' + b"9" * 5000 + b"}", "max_tokens", "integer_above_max_value"),
+    (b'{"model":"m","stop":[{"a":-' + b"9" * 5000 + b"}]}", "stop[0].a", "integer_below_min_value"),
+    (b'{"model":"m","n":1,"n":2}', "n", "duplicate_key"),
+    (b'{"model":"m","metadata":{"a":"x","\\u0061":"y"}}', "a", "duplicate_key"),
 ]
 
 
@@ -157,10 +174,10 @@ async def test_bodies_that_are_no_request(desk, body, param, code):
     assert (await desk.receipt(response))["status"] == "error"
 
 
-async def test_oversize_body_is_413(open_desk):
+async def test_oversize_body_is_refused(open_desk):
     desk = open_desk(max_body=1000)
     response = await desk.complete(prompt="x" * 1001)
-    assert response.status_code == 413
+    assert response.status_code == 400 and response.headers["x-should-retry"] == "false"
     assert response.json()["error"]["code"] == "request_too_large"
     assert (await desk.complete(prompt="x" * 50)).status_code == 200
 
@@ -200,16 +217,13 @@ async def test_unknown_fields_are_listed_never_swallowed(desk):
         "stream": True,
         "stream_options": {"include_usage": False, "continuous_usage_stats": True},
         "store": True,
-        "prompt_cache_key": "k",
     }
     response = await desk.http.post("/v1/chat/completions", content=json.dumps(body))
     listed = response.headers["x-galley-ignored-params"].split(", ")
     assert set(listed) == {
-        "store",
         "messages[0].name",
         "frobnicate",
         "evil??name",
-        "prompt_cache_key",
         "stream_options.continuous_usage_stats",
     }
     assert "frobnicate" in (await desk.receipt(response))["ignored_params"]
@@ -225,6 +239,59 @@ async def test_developer_role_is_read_as_system_and_says_so(desk):
 async def test_paths_and_methods_that_are_not_there(desk):
     lost = await desk.http.get("/v1/nothing")
     assert lost.status_code == 404 and set(lost.json()["error"]) == {"message", "type", "param", "code"}
-    wrong = await desk.http.get("/v1/chat/completions")
+    wrong = await desk.http.get("/v1/completions")
     assert wrong.status_code == 405 and wrong.json()["error"]["code"] == "method_not_allowed"
     assert wrong.headers["allow"] == "POST"
+
+
+async def test_values_that_ask_for_nothing_are_taken(desk):
+    response = await desk.chat(
+        functions=[], use_beam_search=False, think=False, repeat_penalty=1.0, mirostat=0
+    )
+    assert response.status_code == 200 and "x-galley-ignored-params" not in response.headers
+
+
+async def test_backslashes_before_u0000_are_text(desk):
+    body = rb'{"model":"fake-1b","prompt":"a\\u0000"}'
+    assert (await desk.http.post("/v1/completions", content=body)).status_code == 200
+
+
+async def test_second_name_of_the_user_is_not_dropped_unseen(desk):
+    response = await desk.chat(user="old", safety_identifier="new")
+    assert response.headers["x-galley-ignored-params"] == "user"
+    receipt = await desk.receipt(response)
+    assert (receipt["user"], receipt["ignored_params"]) == ("new", ["user"])
+    assert "x-galley-ignored-params" not in (await desk.chat(user="a", safety_identifier="a")).headers
+
+
+async def test_encoded_body_is_told_by_its_header(desk):
+    response = await desk.http.post(
+        "/v1/completions", content=b"\x1f\x8b\x00", headers={"content-encoding": "gzip"}
+    )
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "unsupported_content_encoding")
+    assert "'gzip'" in error["message"]
+    assert (await desk.receipt(response))["error"]["code"] == error["code"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/chat/completions/"), ("GET", "/v1/models/"), ("GET", "/health/")]
+)
+async def test_path_with_a_slash_too_many_is_an_error_object(desk, method, path):
+    response = await desk.http.request(method, path)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (404, "not_found")
+    assert response.headers["x-galley-hint"] == f"try {path[:-1]}"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_request_turned_away_at_the_door_leaves_a_receipt(open_desk, path):
+    desk = open_desk(keys=["sk-right"])
+    for headers, status in (({}, 401), ({"host": "evil.example"}, 403)):
+        response = await desk.http.post(path, json={}, headers=headers)
+        assert response.status_code == status
+        receipt = desk.store.get(response.headers["x-galley-receipt"])
+        assert receipt is not None and receipt.error is not None
+        assert (receipt.status, receipt.error["status"]) == ("error", status)
+        assert receipt.request_id == response.headers["x-request-id"]
+    assert "x-galley-receipt" not in (await desk.http.get("/v1/models")).headers

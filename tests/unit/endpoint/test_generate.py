@@ -35,7 +35,9 @@ async def test_chat_whole(desk):
     receipt = await desk.receipt(response)
     assert receipt["status"] == "ok" and receipt["user"] == "u1" and receipt["metadata"] == {"team": "x"}
     assert receipt["usage"]["completion_tokens"] == 3 and receipt["params"]["seed"] == 42
-    assert receipt["choices"] == [{"index": 0, "completion_tokens": 3, "finish": "stop"}]
+    assert receipt["choices"] == [
+        {"index": 0, "completion_tokens": 3, "finish": "stop", "reasoning_tokens": 0}
+    ]
     assert receipt["prompt"] is None and receipt["output"] is None
 
 
@@ -114,6 +116,32 @@ async def test_completion_logprobs(desk):
     assert streamed[0]["choices"][0]["logprobs"]["top_logprobs"] is None
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_completion_logprobs_of_characters_of_several_tokens(open_desk, stream):
+    cry = "é😀".encode()
+    desk = open_desk(FakeProvider(words=("é", "", "😀", "!"), tokens=(cry[:2], cry[2:4], cry[4:], b"!")))
+    response = await desk.complete(logprobs=2, stream=stream)
+    pieces = events(response.text)[:-1] if stream else [response.json()]
+    found = [c["choices"][0]["logprobs"] for c in pieces]
+    every = {key: [x for logprobs in found for x in logprobs[key]] for key in found[0]}
+    spelt = [r"bytes:\xc3", r"bytes:\xa9", r"bytes:\xf0", r"bytes:\x9f", r"bytes:\x98", r"bytes:\x80", "!"]
+    assert every["tokens"] == spelt
+    assert every["text_offset"] == [0, 0, 1, 1, 1, 1, 2]
+    assert every["top_logprobs"][0] == {r"bytes:\xc3": -0.25, r"bytes:\xc2": -0.5}
+
+
+async def test_what_a_request_leaves_open_is_said(desk):
+    await desk.complete(temperature=0.5, top_k=None)
+    assert desk.provider.seen[-1].left_open == ["top_p", "top_k", "min_p"]
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**63, 2**64 - 1])
+async def test_seeds_of_int64_and_uint64_are_taken(desk, seed):
+    response = await desk.chat(seed=seed)
+    assert response.status_code == 200, response.text
+    assert (await desk.receipt(response))["params"]["seed"] == seed
+
+
 async def test_token_ids_on_request(desk):
     body = (await desk.chat(return_token_ids=True)).json()
     assert body["prompt_token_ids"] == list(b"<user>hi") and body["choices"][0]["token_ids"] == [72, 108, 119]
@@ -178,7 +206,7 @@ async def test_params_reach_the_provider(desk):
     )  # fmt: skip
     request = desk.provider.seen[-1]
     p = request.params
-    assert (p.temperature, p.top_p, p.top_k, p.min_p, p.seed) == (0.5, 0.9, 5, 0.1, 2**64 - 1)
+    assert (p.temperature, p.top_p, p.top_k, p.min_p, p.seed) == (0.5, 0.9, 5, 0.1, -1)
     assert (p.stops, p.max_tokens, p.min_tokens, p.logit_bias) == (["x"], 9, 2, {65: 5.0})
     assert (p.repetition_penalty, p.frequency_penalty, p.presence_penalty) == (1.1, 0.2, 0.3)
     assert (p.stop_token_ids, p.ignore_eos, p.include_stop_str_in_output) == ([3], True, True)

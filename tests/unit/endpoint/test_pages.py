@@ -1,5 +1,8 @@
 """The small pages, the door's guard, and the metrics."""
 
+import asyncio
+import threading
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,6 +32,7 @@ async def test_receipts_are_listed_newest_first(desk):
     made = [(await desk.chat(user=f"u{i}")).headers["x-galley-receipt"] for i in range(3)]
     listed = (await desk.http.get("/v1/receipts?limit=2")).json()
     assert [r["id"] for r in listed["data"]] == made[:0:-1] and listed["has_more"]
+    assert not (await desk.http.get("/v1/receipts?limit=3")).json()["has_more"]
     only = (await desk.http.get("/v1/receipts", params={"user": "u0", "model": "fake-1b", "since": 0})).json()
     assert [r["id"] for r in only["data"]] == made[:1]
     assert (await desk.http.get("/v1/receipts/rcp_nope")).status_code == 404
@@ -68,6 +72,26 @@ async def test_tokens_and_templates(desk):
     ]:
         response = await desk.http.post(path, json=body)
         assert response.status_code in (400, 404) and response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": "x" * 40_000}),
+        ("/detokenize", {"tokens": [104] * 40_000}),
+        ("/apply-template", {"messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+async def test_large_texts_do_not_stall_the_server(desk, path, body):
+    desk.provider.gate = threading.Event()
+    asked = asyncio.create_task(desk.http.post(path, json=body))
+    try:
+        await asyncio.sleep(0.05)
+        assert (await desk.http.get("/health")).status_code == 200
+        assert not asked.done()
+    finally:
+        desk.provider.gate.set()
+    assert (await asked).status_code == 200
 
 
 async def test_key_is_asked_for(open_desk):

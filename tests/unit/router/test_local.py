@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from galley.errors import ContextLengthExceeded, GalleyError, InvalidRequest, Overloaded
+from galley.errors import BadModelFile, ContextLengthExceeded, GalleyError, InvalidRequest, Overloaded
 from galley.model.model import Model
 from galley.providers.base import Meter
 from galley.providers.local import LocalProvider
@@ -242,3 +242,30 @@ async def test_can4_outbox_merges_what_nobody_reads():
     [merged] = await box.take()
     assert merged.text == "x" * 1000 and merged.token_ids == list(range(1000)) and merged.finish == "stop"
     assert await box.take() is None
+
+
+async def test_what_the_request_leaves_open_is_the_models_choice(tmp_path):
+    model = Model.open(tiny_gguf(tmp_path / "t.gguf"), "tiny")
+    model.defaults = {"temperature": 0.3, "top_k": 7}
+    provider = LocalProvider(model, ScriptedEngine([], eos=2))
+
+    async def effective(left_open, **given):
+        request = Request(
+            id="r", api="t", model="tiny", params=SamplingParams(**given), created=0.0, prompts=["x"],
+            left_open=left_open,
+        )  # fmt: skip
+        found = (await provider.prepare(request)).params
+        return found.temperature, found.top_k, found.top_p
+
+    assert await effective(["temperature", "top_p", "top_k", "min_p"]) == (0.3, 7, 1.0)
+    assert await effective(["top_p"], temperature=1.0) == (1.0, 0, 1.0)
+    assert await effective([]) == (1.0, 0, 1.0)
+    model.close()
+
+
+def test_defaults_out_of_range_are_the_files_fault(tmp_path):
+    model = Model.open(tiny_gguf(tmp_path / "t.gguf"), "tiny")
+    model.defaults = {"temperature": 7.0}
+    with pytest.raises(BadModelFile, match=r"general\.sampling.*temperature"):
+        LocalProvider(model, ScriptedEngine([], eos=2))
+    model.close()

@@ -52,3 +52,10 @@ def test_no_room_for_one_block_is_an_error(given):
 )
 def test_sizes_for_people(count, text):
     assert size(count) == text
+
+
+def test_more_than_can_be_numbered_is_refused():
+    with pytest.raises(ConfigError, match="2147483647") as refused:
+        plan(limit=1 << 50)
+    assert refused.value.param == "engine.kv_memory" and refused.value.exit_code == 2
+    assert plan(limit=1 << 40).num_blocks == 1 << 26

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +35,7 @@ class Hub(ThreadingHTTPServer):
         self.serve_instead: bytes | None = None
         self.failing = False
         self.ranges: list[str | None] = []
+        self.paths: list[str] = []
 
     @property
     def url(self) -> str:
@@ -61,6 +65,7 @@ class Routes(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def _answer(self, *, body: bool) -> None:
+        self.server.paths.append(self.path)
         if self.server.failing:
             return self._send(500, b"{}", {}, body=body)
         if re.match(r"/api/models/org/repo(/revision/[^/?]+)?(\?|$)", self.path):
@@ -146,3 +151,35 @@ def test_kill_9_while_verifying_downloads_nothing_again(hub: Hub, store: Store, 
     fetched = len(hub.ranges)
     assert store.pull("hf:org/repo", name="demo").sha256 == DIGEST
     assert len(hub.ranges) == fetched
+
+
+def test_kill_9_while_downloading_fetches_only_the_rest(hub: Hub, store: Store, tmp_path: Path) -> None:
+    killed(tmp_path / "home", "hf:org/repo", "Downloading", hub.url)
+    assert store.list() == []
+    told = Told()
+    assert store.pull("hf:org/repo", told, name="demo").path.read_bytes() == CONTENT
+    first, second = hub.ranges
+    assert first is None and second is not None
+    assert int(second.removeprefix("bytes=").removesuffix("-")) > len(CONTENT) // 3
+    assert [title for title, _ in told.phases] == ["Downloading", "Verifying"]
+
+
+def test_partial_file_of_other_bytes_is_not_gone_on_with(hub: Hub, store: Store, tmp_path: Path) -> None:
+    killed(tmp_path / "home", "hf:org/repo", "Downloading", hub.url)
+    changed = hub.files["model.gguf"] = CONTENT[:-1] + b"!"
+    assert store.pull("hf:org/repo", name="demo").path.read_bytes() == changed
+    assert hub.ranges == [None, None]
+
+
+def test_hub_is_asked_for_the_model_and_for_nothing_else(hub: Hub, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from galley.model.store import Store;"
+        "Store(Path(sys.argv[1]), hf_endpoint=sys.argv[2]).pull('hf:org/repo', name='demo')"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "DISABLE_TEL"))}
+    env = {**clean, "PYTHONPATH": os.pathsep.join(sys.path), "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "home"), hub.url], check=True, env=env)
+    assert {path.partition("?")[0] for path in hub.paths} <= {
+        "/api/models/org/repo",
+        f"/org/repo/resolve/{REVISION}/model.gguf",
+    }

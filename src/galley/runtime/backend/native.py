@@ -89,6 +89,8 @@ class NativeBackend:
         self._model = _native.Model(shape, tensors, self.isa, self.threads, num_blocks, kv)
         self.weight_bytes = int(self._model.weight_bytes)
         self.kv_bytes_per_token = int(self._model.kv_bytes_per_token)
+        self.block_bytes = int(self._model.block_bytes)
+        self.kv_dtype = kv
         self.fingerprint = f"native-{KERNEL_REVISION}-{self.isa}-kv{kv}"
 
     def run(self, rows: Rows) -> None:
@@ -124,6 +126,8 @@ class NativeBackend:
                 d.seen_start,
                 d.seen_ids,
                 d.seen_counts,
+                d.mask_row,
+                d.masks,
             )
         except (ValueError, RuntimeError, MemoryError) as e:
             raise EngineFault(f"native sampling failed: {e}") from e
@@ -134,6 +138,21 @@ class NativeBackend:
         out = np.empty((self._model.outputs, self.spec.vocab), np.float32)
         self._model.logits(out)
         return out
+
+    def read_block(self, block: int) -> bytes:
+        """See ``Backend.read_block``."""
+        try:
+            raw: bytes = self._model.read_block(block)
+        except (ValueError, RuntimeError, MemoryError) as e:
+            raise EngineFault(f"reading a KV block failed: {e}") from e
+        return raw
+
+    def write_block(self, block: int, data: bytes | memoryview) -> None:
+        """See ``Backend.write_block``."""
+        try:
+            self._model.write_block(block, np.frombuffer(data, np.uint8))
+        except (ValueError, RuntimeError) as e:
+            raise EngineFault(f"writing a KV block failed: {e}") from e
 
     def close(self) -> None:
         """Free weights and KV. Idempotent."""

@@ -187,6 +187,7 @@ class ReferenceBackend:
 
     name = "reference"
     isa = "numpy"
+    kv_dtype = "f32"
 
     def __init__(
         self,
@@ -212,6 +213,7 @@ class ReferenceBackend:
         self._head = source.head(self._embedding) if spec.tied else source.linear("output")
         self.weight_bytes = source.nbytes
         self.kv_bytes_per_token = 2 * spec.layers * spec.kv_rows * self._embedding.itemsize
+        self.block_bytes = self.kv_bytes_per_token * block_size
         shape = (spec.layers, num_blocks, block_size, spec.kv_heads, spec.head_dim)
         self._keys: Floats = np.zeros(shape, dtype=np.float32)
         self._values: Floats = np.zeros(shape, dtype=np.float32)
@@ -246,6 +248,20 @@ class ReferenceBackend:
         """See ``Backend.logits``."""
         return self._logits.copy()
 
+    def read_block(self, block: int) -> bytes:
+        """See ``Backend.read_block``: keys [layers, block_size, kv_heads, head_dim], then values, float32."""
+        self._known(block)
+        return self._keys[:, block].tobytes() + self._values[:, block].tobytes()
+
+    def write_block(self, block: int, data: bytes | memoryview) -> None:
+        """See ``Backend.write_block``."""
+        self._known(block)
+        if len(data) != self.block_bytes:
+            raise EngineFault(f"A KV block has {self.block_bytes} bytes, not {len(data)}.")
+        keys, values = np.frombuffer(data, np.float32).reshape(2, *self._keys[:, block].shape)
+        self._keys[:, block] = keys
+        self._values[:, block] = values
+
     def close(self) -> None:
         """See ``Backend.close``."""
         self._closed = True
@@ -253,6 +269,10 @@ class ReferenceBackend:
         self._keys = self._values = np.zeros((0, 0, 0, 0, 0), dtype=np.float32)
         self._embedding = self._logits = np.zeros((0, self.spec.vocab), dtype=np.float32)
         self._head = Linear(self._embedding, None, {self._embedding.shape: False})
+
+    def _known(self, block: int) -> None:
+        if self._closed or not 0 <= block < self.num_blocks:
+            raise EngineFault(f"There is no KV block {block}.")
 
     @property
     def _eps(self) -> np.float32:

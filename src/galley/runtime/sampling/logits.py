@@ -28,8 +28,9 @@ class _Ranked(NamedTuple):
 def draw(logits: Floats, draws: Draws) -> Drawn:
     """Draw one token for each row of float32 [R, V]. O(V log V) a row when truncating, else O(V).
 
-    Order, fixed: bans, bias, repetition, frequency, presence; then greedy, or temperature, min_p, top_k,
-    top_p and argmax of ``logit / T + Gumbel noise`` over what is kept (which samples the softmax exactly).
+    Order, fixed: mask, bans, bias, repetition, frequency, presence; then greedy, or temperature, min_p,
+    top_k, top_p and argmax of ``logit / T + Gumbel noise`` over what is kept (which samples the softmax
+    exactly).
     Log-probabilities are those of the untouched logits. Every tie goes to the lowest id (SMP-3).
 
     Raises EngineFault when a row has no finite maximum (NaN or infinity from the model, or all ids banned),
@@ -37,19 +38,33 @@ def draw(logits: Floats, draws: Draws) -> Drawn:
     """
     if len(logits) != len(draws):
         raise ValueError(f"{len(logits)} rows of logits for {len(draws)} draws")
+    masks = _masks(draws, logits.shape[1]) if len(draws.masks) else None
     ids: list[int] = []
     ranked: list[_Ranked] = []
     for row, raw in enumerate(logits):
-        token = _draw_row(_adjust(raw, draws, row), draws, row)
+        allowed = masks[draws.mask_row[row]] if masks is not None and draws.mask_row[row] >= 0 else None
+        token = _draw_row(_adjust(raw, draws, row, allowed), draws, row)
         ids.append(token)
         wanted = draws.logprobs[row]
         ranked.append(_rank(raw, token, wanted) if wanted >= 0 else _Ranked(float("nan"), 0, []))
     return Drawn(ids, [r.logprob for r in ranked], [r.rank for r in ranked], [r.top for r in ranked])
 
 
-def _adjust(raw: Floats, draws: Draws, row: int) -> Floats:
-    """Bans, bias and penalties on a copy."""
+def _masks(draws: Draws, vocab: int) -> npt.NDArray[np.bool_]:
+    """The masks as booleans [masks, vocab]. Raises ValueError when their size does not fit."""
+    words = -(-vocab // 32)
+    packed = np.array(draws.masks, dtype="<u4")
+    if len(packed) % words or max(draws.mask_row) * words >= len(packed):
+        raise ValueError(f"{len(packed)} mask words for rows of {words}")
+    bits = np.unpackbits(packed.view(np.uint8), bitorder="little").reshape(-1, words * 32)
+    return bits[:, :vocab].astype(np.bool_)
+
+
+def _adjust(raw: Floats, draws: Draws, row: int, allowed: npt.NDArray[np.bool_] | None) -> Floats:
+    """Mask, bans, bias and penalties on a copy."""
     values = raw.astype(np.float32, copy=True)
+    if allowed is not None:
+        values[~allowed] = -np.inf
     values[draws.ban_ids[draws.ban_start[row] : draws.ban_start[row + 1]]] = -np.inf
     span = slice(draws.bias_start[row], draws.bias_start[row + 1])
     bias = np.array(draws.bias_ids[span], dtype=np.int64)

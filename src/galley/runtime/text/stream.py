@@ -55,6 +55,7 @@ class TextStream:
         "_include_stop",
         "_matcher",
         "_min_tokens",
+        "_shown",
         "_skip_special",
         "_state",
         "_tokenizer",
@@ -73,6 +74,7 @@ class TextStream:
         stops: list[str],
         include_stop: bool,
         min_tokens: int,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         """Args:
         prompt_ids: what came before. Where they hold no text (none, or a begin token alone) the output opens
@@ -80,12 +82,14 @@ class TextStream:
         skip_special: leave special tokens out of the text; otherwise they are spelt as in the vocabulary.
         stops: strings that end the text; the earliest to complete wins, ties by list order.
         include_stop: the stop string stays in the text.
+        shown: special tokens that are spelt all the same, because they mark calls or reasoning.
         min_tokens: a stop string completed by an earlier id than this (counted from 1) is plain text.
 
         Raises ValueError for an empty stop string.
         """
         self._tokenizer = tokenizer
         self._skip_special = skip_special
+        self._shown = shown
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._matcher = Matcher(stops) if stops else None
@@ -127,7 +131,8 @@ class TextStream:
         raw = self._tokenizer.token_bytes(token)
         if not raw:
             # A special token's spelling; other tokens without bytes do not exist, but would be spelt empty.
-            if self._skip_special or not self._tokenizer.is_special(token):
+            hidden = self._skip_special and token not in self._shown
+            if hidden or not self._tokenizer.is_special(token):
                 return b""
             return self._tokenizer.token_str(token).encode()
         if not self._after_start:

@@ -1,0 +1,248 @@
+"""Prices: what a token of each kind costs at a provider on a day, and the one way to turn tokens into money.
+
+Money is whole pico-dollars (1e-12 USD); a price is whole pico-dollars a token, which is micro-dollars per
+million tokens. A price that is not known is refused, or is the declared ceiling: never zero.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, time
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from typing import Any, Literal
+
+import msgspec
+
+from galley.errors import ConfigError, GalleyError
+from galley.types import Usage
+
+__all__ = ["FREE", "KINDS", "PriceBook", "PriceVersion", "Quote", "UnknownPrice"]
+
+KINDS = ("input", "cached", "cache_write", "output")
+Quality = Literal["exact", "estimated", "ceiling", "own"]
+
+
+class UnknownPrice(GalleyError):
+    """No price is known and none may be assumed."""
+
+    status = 503
+    code = "unknown_price"
+    exit_code = 5
+
+
+class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """Pico-dollars a token by kind, from a day on.
+
+    ``id`` names source, provider, model and day; a receipt that carries it can be priced again.
+    """
+
+    id: str
+    input: int
+    output: int
+    cached: int
+    cache_write: int
+    request: int = 0
+    """Pico-dollars a request."""
+    valid_from: date = date.min
+    quality: Quality = "exact"
+
+    def lines(self, usage: Usage) -> list[dict[str, Any]]:
+        """Price lines of a usage: kind, quantity, pico-dollars a unit and in all, price version; lines with
+        a quantity of 0 are left out. Whole numbers only, so nothing is rounded. Our own engines have none:
+        what they cost is on the receipt as resources, not as a list price."""
+        if self.quality == "own":
+            return []
+        fresh = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
+        if fresh < 0:
+            raise ValueError(f"more cached tokens than prompt tokens: {usage}")
+        quantities = (
+            ("input", fresh, self.input),
+            ("cached", usage.cached_tokens, self.cached),
+            ("cache_write", usage.cache_write_tokens, self.cache_write),
+            ("output", usage.completion_tokens, self.output),
+            ("request", 1 if self.request else 0, self.request),
+        )
+        return [
+            {"kind": kind, "quantity": n, "unit_pico": unit, "pico": n * unit, "price_version": self.id}
+            for kind, n, unit in quantities
+            if n
+        ]
+
+    def price(self, usage: Usage) -> int:
+        """Pico-dollars of a usage."""
+        return sum(line["pico"] for line in self.lines(usage))
+
+    def quote(self, prompt_tokens: int, max_tokens: int, cached_tokens: int = 0) -> "Quote":
+        """What a request may cost: expected with a share of the prompt cached, most with none and every token
+        used (a cache write may cost more than plain input)."""
+        expected = Usage(
+            prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=max_tokens
+        )
+        most = prompt_tokens * max(self.input, self.cache_write) + max_tokens * self.output + self.request
+        return Quote(expected=self.price(expected), most=most, version=self.id, quality=self.quality)
+
+
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """Pico-dollars before the fact."""
+
+    expected: int
+    most: int
+    version: str
+    quality: Quality
+
+
+FREE = PriceVersion(id="own-machine", input=0, output=0, cached=0, cache_write=0, quality="own")
+"""Our own engines: their cost is resources on the receipt, not a list price."""
+
+
+class PriceBook:
+    """Prices by provider and model as named on the wire.
+
+    Looked up in order: declared versions (the catalog's), ``genai-prices`` when the provider has a
+    ``price_id``, the ceiling. Answers are cached per day.
+
+    Args:
+        ceiling: the price assumed of the unknown; None refuses them.
+    """
+
+    def __init__(self, *, ceiling: PriceVersion | None = None) -> None:
+        self.ceiling = ceiling
+        self._declared: dict[tuple[str, str], list[PriceVersion]] = {}
+        self._known: dict[tuple[str, str, date], PriceVersion | None] = {}
+
+    def declare(self, provider: str, model: str, versions: Sequence[PriceVersion]) -> None:
+        """Prices from the catalog. Raises ConfigError when two begin on the same day."""
+        ordered = sorted(versions, key=lambda version: version.valid_from)
+        for a, b in itertools.pairwise(ordered):
+            if a.valid_from == b.valid_from:
+                raise ConfigError(f"two prices of {model} at {provider} begin on {a.valid_from}")
+        self._declared[provider, model] = ordered
+        self._known.clear()
+
+    def declared(self, provider: str, model: str) -> bool:
+        """Whether the catalog has a price for it."""
+        return (provider, model) in self._declared
+
+    def find(self, provider: str, model: str, price_id: str | None, on: date) -> PriceVersion:
+        """The price in force on a day. Raises UnknownPrice."""
+        key = (provider, model, on)
+        if key not in self._known:
+            if len(self._known) > 4096:
+                self._known.clear()
+            self._known[key] = self._look(provider, model, price_id, on)
+        found = self._known[key] or self.ceiling
+        if found is None:
+            raise UnknownPrice(
+                f"No price is known for {model} at {provider}.",
+                hint="Declare one in the catalog, or a ceiling under [policy].",
+            )
+        return found
+
+    def _look(self, provider: str, model: str, price_id: str | None, on: date) -> PriceVersion | None:
+        current = [v for v in self._declared.get((provider, model), ()) if v.valid_from <= on]
+        if current:
+            return current[-1]
+        return None if price_id is None else packaged(price_id, model, on)
+
+
+def packaged(price_id: str, model: str, on: date) -> PriceVersion | None:
+    """A price from the ``genai-prices`` package, which is offline and dated; None where it has none.
+
+    Prices that depend on context length or the time of day are taken at their dearest and marked
+    ``estimated``. Raises ConfigError when the package is not installed.
+    """
+    try:
+        from genai_prices.data_snapshot import get_snapshot
+    except ImportError as error:
+        raise ConfigError(
+            "A provider of the catalog has a price_id, but the package genai-prices is not installed.",
+            hint="pip install 'galley[prices]'",
+        ) from error
+    return _from_snapshot(get_snapshot(), price_id, model, on)
+
+
+def _from_snapshot(snapshot: Any, price_id: str, model: str, on: date) -> PriceVersion | None:
+    try:
+        provider, info = snapshot.find_provider_model(model, None, price_id, None)
+    except LookupError:
+        return None
+    noon = datetime.combine(on, time(12), UTC)
+    quality: Quality = "exact"
+    tables = [info.get_prices(noon)]
+    if isinstance(info.prices, list) and any(hasattr(row.constraint, "start_time") for row in info.prices):
+        tables = [row.prices for row in info.prices]
+        quality = "estimated"
+    amounts: dict[str, int] = {}
+    for name, field in (
+        ("input", "input_mtok"),
+        ("output", "output_mtok"),
+        ("cached", "cache_read_mtok"),
+        ("cache_write", "cache_write_mtok"),
+    ):
+        seen: list[Decimal] = []
+        for table in tables:
+            value = getattr(table, field, None)
+            if value is not None and hasattr(value, "tiers"):
+                quality = "estimated"
+                seen += [value.base, *(tier.price for tier in value.tiers)]
+            elif value is not None:
+                seen.append(value)
+        if seen:
+            # Rounded up where a price is finer than a pico-dollar a token: never below the list.
+            amounts[name] = int((max(seen) * 1_000_000).to_integral_value(ROUND_CEILING))
+    if "input" not in amounts or "output" not in amounts:
+        return None
+    return PriceVersion(
+        id=f"genai-prices/{provider.id}/{info.id}@{on.isoformat()}",
+        input=amounts["input"],
+        output=amounts["output"],
+        cached=amounts.get("cached", amounts["input"]),
+        cache_write=amounts.get("cache_write", amounts["input"]),
+        valid_from=on,
+        quality=quality,
+    )
+
+
+def pico(text: object, what: str) -> int:
+    """USD per million tokens (a decimal string or an integer, never a float) as pico-dollars a token.
+
+    Raises ConfigError: not a number, negative, or finer than a millionth of a dollar per million tokens.
+    """
+    if isinstance(text, float | bool):
+        raise ConfigError(f'{what} = {text!r}: write prices as strings, such as "0.15"; floats are not exact')
+    try:
+        amount = Decimal(str(text)) * 1_000_000
+    except InvalidOperation as error:
+        raise ConfigError(f"{what} = {text!r} is not a number") from error
+    if not amount.is_finite() or amount < 0 or amount != amount.to_integral_value():
+        raise ConfigError(f"{what} = {text!r} must be a number >= 0 with at most six decimals")
+    return int(amount)
+
+
+def version(table: Mapping[str, Any], name: str, quality: Quality = "exact") -> PriceVersion:
+    """A price from a TOML table: ``input`` and ``output`` needed; ``cached`` and ``cache_write`` default to
+    ``input``; ``request`` in USD per million requests; ``from`` a date. Raises ConfigError."""
+    strangers = set(table) - {"input", "output", "cached", "cache_write", "request", "from"}
+    if strangers or "input" not in table or "output" not in table:
+        raise ConfigError(
+            f"{name}: a price has input and output, and may have cached, cache_write, request and from"
+            + (f"; not {', '.join(sorted(strangers))}" if strangers else "")
+        )
+    start = table.get("from", date.min)
+    if isinstance(start, str):
+        try:
+            start = date.fromisoformat(start)
+        except ValueError as error:
+            raise ConfigError(f"{name}: from = {start!r} is no date") from error
+    if not isinstance(start, date):
+        raise ConfigError(f"{name}: from = {start!r} is no date")
+    base = pico(table["input"], f"{name}.input")
+    return PriceVersion(
+        id=f"{name}@{start.isoformat() if start != date.min else 'always'}",
+        input=base,
+        output=pico(table["output"], f"{name}.output"),
+        cached=pico(table.get("cached", table["input"]), f"{name}.cached"),
+        cache_write=pico(table.get("cache_write", table["input"]), f"{name}.cache_write"),
+        request=pico(table.get("request", 0), f"{name}.request"),
+        valid_from=start,
+        quality=quality,
+    )

@@ -1,0 +1,198 @@
+"""A request's tools and reasoning, as one model's chat format has them."""
+
+import json
+import secrets
+import string
+from typing import Any
+
+from galley.errors import InvalidRequest
+from galley.model.model import Model
+from galley.runtime.guided import EXACT, JSON_STYLE, Compiled, Compiler, Thinking
+from galley.runtime.sampling.params import check_guided
+from galley.runtime.text.formats import GENERIC, detect
+from galley.runtime.text.grammar import calls_grammar
+from galley.runtime.text.harmony import HarmonyOutput
+from galley.runtime.text.output import Output
+from galley.types import Request, StructuredOutputs
+
+__all__ = ["Toolbox"]
+
+NOTE = """You may call functions to answer. These are the functions, as JSON:
+{tools}
+To call one, write nothing but
+<tool_call>
+{{"name": "the function's name", "arguments": {{"parameter": "value"}}}}
+</tool_call>
+and write one such block for each call. The results come back within <tool_response> blocks."""
+LETTERS = string.ascii_letters + string.digits
+
+
+class Toolbox:
+    """How one model calls tools and reasons. Shared by all requests to it.
+
+    Attributes:
+        record: the chat format found in the template.
+        shows_tools: the template knows of tools; else they are described in the system message.
+        shown: control tokens that mark calls or reasoning, and so must be seen in the text.
+    """
+
+    def __init__(self, model: Model, compiler: Compiler) -> None:
+        source = model.template.source if model.template is not None else ""
+        self.record = detect(source)
+        self.shows_tools = "tools" in source
+        self._tokenizer = model.tokenizer
+        self.compiler = compiler
+        ids = {
+            i
+            for marker in self.record.markers
+            for i in self._tokenizer.segments(marker)
+            if isinstance(i, int)
+        }
+        self.shown = frozenset(i for i in ids if self._tokenizer.is_special(i))
+
+    def messages(self, request: Request) -> list[dict[str, Any]]:
+        """The messages as the template is to see them. Where it knows no tools, the tools go into the system
+        message, and calls and results of earlier turns into text."""
+        messages = request.messages or []
+        if self.shows_tools:
+            return messages
+        out = [spoken_message(message) for message in messages]
+        if request.tools:
+            note = NOTE.format(
+                tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in request.tools)
+            )
+            if out and out[0]["role"] == "system":
+                out[0] = {**out[0], "content": f"{out[0]['content']}\n\n{note}"}
+            else:
+                out.insert(0, {"role": "system", "content": note})
+        return out
+
+    def adjusted(self, request: Request) -> dict[str, str]:
+        """What ``messages`` changed, in words by parameter."""
+        if self.shows_tools or request.messages is None:
+            return {}
+        called = any(m.get("tool_calls") or m.get("role") == "tool" for m in request.messages)
+        told = {"messages": "tool calls and results put in words"} if called else {}
+        if request.tools:
+            told["tools"] = "described in the system message: the chat template knows no tools"
+        return told
+
+    def reasons_already(self, prompt: list[int]) -> bool:
+        """Whether the prompt ends within the model's reasoning."""
+        think = self.record.think
+        if think is None:
+            return False
+        tail = self._tokenizer.decode(prompt[-64:], skip_special=False)
+        return tail.rfind(think[0]) > tail.rfind(think[1])
+
+    def answers_already(self, prompt: list[int]) -> bool:
+        """Whether the prompt ends with reasoning that is over: the template switched it off."""
+        think = self.record.think
+        if think is None:
+            return True
+        return self._tokenizer.decode(prompt[-64:], skip_special=False).rstrip().endswith(think[1])
+
+    def thinking(self, prompt: list[int]) -> Thinking | None:
+        """Reasoning that may come before an answer to this prompt."""
+        think = self.record.think
+        if think is None or self.answers_already(prompt):
+            return None
+        return Thinking(think[0], think[1], self.reasons_already(prompt))
+
+    def compile(self, request: Request, prompt: list[int]) -> Compiled | None:
+        """The grammar that the request asks for, if any: of calls, or of structured output. Blocks while it
+        compiles. Raises InvalidRequest as ``Compiler.compile``."""
+        wanted = request.params.structured_outputs
+        thinking = self.thinking(prompt) if request.messages is not None else None
+        if not request.tools or request.tool_choice == "none":
+            path = request.structured_path or "structured_outputs"
+            return None if wanted is None else self.compiler.compile(wanted, thinking=thinking, param=path)
+        if request.tool_choice == "auto":
+            if wanted is None:
+                return None
+            path = request.structured_path or "structured_outputs"
+            return self.compiler.compile(wanted, thinking=thinking, calls=self._calls(request), param=path)
+        if wanted is not None:
+            raise InvalidRequest(
+                "A call is required, so there is no answer to give a form to.",
+                param=request.structured_path.partition(".")[0] or "structured_outputs",
+            )
+        check_guided(request.params)
+        lead, rules = ("thinking ", self.compiler.thought(thinking)) if thinking is not None else ("", "")
+        grammar = StructuredOutputs(grammar=f"start: {lead}calls\n{self._calls(request)}{rules}")
+        return self.compiler.compile(grammar, param="tools")
+
+    def banned(self, request: Request) -> tuple[int, ...]:
+        """With ``tool_choice: none`` the markers of calls, where they are single tokens."""
+        if not request.tools or request.tool_choice != "none":
+            return ()
+        found = []
+        for marker in self.record.openers:
+            segments = self._tokenizer.segments(marker)
+            if len(segments) == 1 and isinstance(segments[0], int):
+                found.append(segments[0])
+        return tuple(found)
+
+    def output(self, request: Request, prompt: list[int]) -> Output | HarmonyOutput | None:
+        """What tells an answer apart; None where there is nothing to tell."""
+        if request.messages is None:
+            return None
+        schemas = None
+        if request.tools and request.tool_choice != "none":
+            schemas = schemas_of(request)
+        new_id = call_id if self.record.ids == "call" else nine_letters
+        if self.record.style == "harmony":
+            return HarmonyOutput(schemas, new_id=new_id)
+        if schemas is None and self.record.think is None:
+            return None
+        return Output(self.record, schemas, reasoning=self.reasons_already(prompt), new_id=new_id)
+
+    def _calls(self, request: Request) -> str:
+        schemas = schemas_of(request)
+        kind, _, name = request.tool_choice.partition(":")
+        if kind == "function":
+            schemas = {name: schemas[name]}
+        record = self.record
+        try:
+            return calls_grammar(
+                record,
+                schemas,
+                several=kind != "function" and request.parallel_tool_calls and record.parallel,
+                literal=self.compiler.literal,
+                style={**JSON_STYLE, **EXACT},
+            )
+        except ValueError as error:
+            raise InvalidRequest(
+                f"these tools cannot be enforced: {error}", param="tools", code="unsupported_schema"
+            ) from None
+
+
+def schemas_of(request: Request) -> dict[str, Any]:
+    """The parameters' schema of each tool, by name."""
+    functions = [tool["function"] for tool in request.tools or ()]
+    return {function["name"]: function.get("parameters") or {} for function in functions}
+
+
+def spoken_message(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its calls, or with its result, as text in the generic format."""
+    if message.get("tool_calls"):
+        blocks = []
+        for call in message["tool_calls"]:
+            function = call["function"]
+            lead = f'{{"name": {json.dumps(function["name"])}, "arguments": '
+            blocks.append(f"{GENERIC.call[0]}\n{lead}{function['arguments']}}}\n{GENERIC.call[1]}")
+        content = "\n".join([*([message["content"]] if message.get("content") else []), *blocks])
+        return {"role": message["role"], "content": content}
+    if message.get("role") == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+    return message
+
+
+def call_id() -> str:
+    """An id as OpenAI makes them."""
+    return "call_" + "".join(secrets.choice(LETTERS) for _ in range(24))
+
+
+def nine_letters() -> str:
+    """An id as Mistral's templates want them."""
+    return "".join(secrets.choice(LETTERS) for _ in range(9))

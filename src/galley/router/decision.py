@@ -1,0 +1,211 @@
+"""The whole decision about one request: what was asked, what was eligible, what was chosen and why."""
+
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, date, datetime
+
+import msgspec
+
+from galley.errors import ConfigError, PolicyRefused
+from galley.router.catalog import Catalog, RouteTable
+from galley.router.eligible import Candidate, Eligible
+from galley.router.facts import Facts
+from galley.router.health import Health
+from galley.router.learned import Learned
+from galley.router.place import order
+from galley.router.policy import Bandit, Choice, Factors, Fixed, Policy, Question, Rules, Specialised
+from galley.types import Request, Route
+
+__all__ = ["Chooser", "Decision"]
+
+SESSIONS = 4096
+"""Conversations remembered for stickiness."""
+SWITCH_MARGIN = 0.05
+"""By how much another model's score must be better before a conversation moves."""
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about a choice; ``galley route explain`` prints it.
+
+    Attributes:
+        sequence: offers in the order they are tried; the first is the choice. All of them are eligible.
+        micros: microseconds it took.
+    """
+
+    asked: str
+    rule: str
+    choice: Choice
+    sequence: list[Candidate]
+    refused: dict[str, str]
+    facts: Facts
+    micros: float
+
+    def route(self, chosen: Candidate) -> Route:
+        """For the receipt, once it is known who served."""
+        fell = chosen is not self.sequence[0]
+        return Route(
+            model=chosen.offer.model,
+            provider=chosen.offer.provider,
+            rule=self.rule,
+            reason=self.choice.reason + ("; the first choice did not answer" if fell else ""),
+            location=chosen.offer.location,
+            scores=self.choice.scores,
+            propensity=self.choice.propensity,
+            price_version=chosen.price.id,
+            candidates=[each.offer.key for each in self.sequence],
+            refused=self.refused,
+            quote_pico=chosen.quote.most,
+        )
+
+
+class Chooser:
+    """Decides, over one catalog. Not thread-safe.
+
+    Args:
+        health: the state of an upstream by offer key.
+        read: contents of a learned router's file.
+    Raises ConfigError: a route's options are wrong.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        health: Callable[[str], Health],
+        *,
+        rng: random.Random,
+        read: Callable[[str], bytes],
+        today: Callable[[], date] = lambda: datetime.now(UTC).date(),
+    ) -> None:
+        self.catalog = catalog
+        self._health = health
+        self._today = today
+        self._rng = rng
+        catalog.warm(today())
+        self._policies = {name: self._policy(table, read) for name, table in catalog.routes.items()}
+        self._sessions: OrderedDict[str, tuple[str, str, int]] = OrderedDict()
+
+    def _policy(self, table: RouteTable, read: Callable[[str], bytes]) -> Policy:
+        simple: Mapping[str, Callable[[RouteTable], Policy]] = {
+            "rules": Rules,
+            "specialised": Specialised,
+            "factors": Factors,
+        }
+        if table.policy in simple:
+            return simple[table.policy](table)
+        if table.policy == "fixed":
+            if table.options:
+                raise ConfigError(f"route {table.name!r}: policy 'fixed' has no options")
+            return Fixed()
+        if table.policy == "bandit":
+            return Bandit(table, self._rng)
+        return Learned(table, read)
+
+    def decide(self, request: Request) -> Decision:
+        """Choose. Raises ModelNotFound for an unknown name, PolicyRefused when nothing is eligible."""
+        began = time.perf_counter()
+        catalog = self.catalog
+        facts = Facts.of(request)
+        name = request.model
+        if name in catalog.routes:
+            table, policy = catalog.routes[name], self._policies[name]
+            rule, models = table.policy, table.models
+        else:
+            real = name if name in catalog.models else catalog.aliases.get(name, "")
+            if real not in catalog.models:
+                raise catalog.unknown(name)
+            how = "named by the request" if real == name else f"alias {name!r}"
+            rule, policy = "fixed", Fixed(how)
+            models = [real, *catalog.models[real].fallback]
+        eligible = Eligible.find(catalog, facts, models, self._today())
+        refused = {refusal.what: refusal.why for refusal in eligible.refused}
+        if not eligible.models:
+            raise refuse(name, refused)
+        choice = policy.choose(self._question(request, facts, eligible))
+        if name not in catalog.routes and choice.order[0] != models[0]:
+            choice = msgspec.structs.replace(
+                choice, reason=f"{choice.reason}; not eligible, so its declared fallback"
+            )
+        warm = self._sessions.get(facts.session) if facts.session else None
+        if warm is not None:
+            choice = self._stick(choice, eligible, warm)
+        ranked: Iterable[str] = choice.order
+        local_first = catalog.policy.location == "local-first"
+        if local_first:
+            ranked = sorted(
+                choice.order,
+                key=lambda model: all(c.offer.location != "local" for c in eligible.models[model]),
+            )
+        sequence = [
+            candidate
+            for model in ranked
+            for candidate in order(
+                eligible.models[model],
+                self._health,
+                local_first=local_first,
+                warm=warm[1] if warm is not None else None,
+            )
+        ]
+        return Decision(
+            asked=name,
+            rule=rule,
+            choice=choice,
+            sequence=sequence,
+            refused=refused,
+            facts=facts,
+            micros=(time.perf_counter() - began) * 1e6,
+        )
+
+    def _question(self, request: Request, facts: Facts, eligible: Eligible) -> Question:
+        wait = {
+            model: min(self._health(candidate.offer.key).cost for candidate in candidates)
+            for model, candidates in eligible.models.items()
+        }
+        return Question(
+            request=request, facts=facts, models=self.catalog.models, eligible=eligible.models, wait=wait
+        )
+
+    def _stick(self, choice: Choice, eligible: Eligible, warm: tuple[str, str, int]) -> Choice:
+        """Stay with the conversation's model unless another's score is better by the margin, plus the share
+        of the other's price that goes on computing again what is cached where the conversation is."""
+        stays, provider, cached = warm
+        best = choice.order[0]
+        if stays not in eligible.models or stays == best:
+            return choice
+        lost = 0.0
+        here = next((c for c in eligible.models[stays] if c.offer.provider == provider), None)
+        if here is not None:
+            again = min(c.price.input for c in eligible.models[best]) * cached
+            lost = min(1.0, again / max(1, eligible.models[best][0].quote.expected))
+        gain = choice.scores.get(best, 0.0) - choice.scores.get(stays, 0.0)
+        if gain > SWITCH_MARGIN * (1 + lost * 4):
+            return choice
+        rest = [model for model in choice.order if model != stays]
+        return msgspec.structs.replace(
+            choice, order=[stays, *rest], reason=f"{choice.reason}; stays with the conversation's model"
+        )
+
+    def remember(self, session: str | None, chosen: Candidate, tokens: int) -> None:
+        """A turn of a conversation was served: model, provider, and the tokens now cached there."""
+        if session is None:
+            return
+        self._sessions[session] = (chosen.offer.model, chosen.offer.provider, tokens)
+        self._sessions.move_to_end(session)
+        while len(self._sessions) > SESSIONS:
+            self._sessions.popitem(last=False)
+
+    def inherit(self, other: "Chooser") -> None:
+        """Take over the conversations of the chooser before a reload."""
+        self._sessions = other._sessions
+
+
+def refuse(name: str, refused: Mapping[str, str]) -> PolicyRefused:
+    """The error that names every reason."""
+    shown = "; ".join(f"{what}: {why}" for what, why in list(refused.items())[:8])
+    return PolicyRefused(
+        f"Nothing may serve {name!r} for this request. {shown}.",
+        param="model",
+        hint="galley route explain shows the whole decision.",
+        extra={"refused": dict(list(refused.items())[:32])},
+    )
