@@ -199,12 +199,12 @@ def common(fields: Fields, *, request_id: str, api: str, capture: bool, key: str
     if modalities not in (None, ["text"]):
         raise unsupported("modalities", "['text']")
     tier = fields.choice("service_tier", ("auto", "default", "flex", "scale", "priority", "fast"))
-    # The tier is echoed as it was used: scale is not to be had here and runs as default.
+    # The tier is echoed as it was used: ``scale`` is not to be had here, runs as default, and that is said.
     used = TIERS.get(tier or "", "default")
     priority = fields.integer("priority", -(2**31), 2**31 - 1)
     if priority is None:
         priority = FLEX if used == "flex" else 0
-    noted: list[str] = []
+    noted = ["service_tier"] if tier == "scale" else []
     refused_store = fields.raw("store") is False
     caching = read_caching(fields)
     noted += caching.pop("ignored")

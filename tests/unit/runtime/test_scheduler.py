@@ -293,7 +293,8 @@ def test_sch8_the_holder_vanishing_frees_the_waiting():
 def cached_then_queued(**limits):
     """One job runs in the only slot; a cold one and then one with a cached prompt wait."""
     bench = Bench(max_jobs=1, **limits)
-    bench.add("warm", range(64), max_tokens=1)
+    for tenant in "xy":  # who share nothing (KV-5)
+        bench.add(f"warm-{tenant}", range(64), max_tokens=1, options={"tenant": tenant})
     bench.run()
     bench.add("run", [1, 2, 3], max_tokens=3)
     bench.step()
