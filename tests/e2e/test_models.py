@@ -202,5 +202,5 @@ def test_fit_says_what_loading_then_does(serve, tmp_path, capsys):
     assert invoke(["--home", str(tmp_path), "fit", "second", "--kv-memory", "64KiB"]) == 0
     shown = capsys.readouterr().out
     assert "context 256 of the model's 512 tokens" in shown and "AT ONCE" in shown
-    assert invoke(["--home", str(tmp_path), "fit", "second", "--kv-memory", "64TiB"]) == 1
+    assert invoke(["--home", str(tmp_path), "fit", "second", "--kv-memory", "256GiB"]) == 1
     assert "more than there is" in capsys.readouterr().out

@@ -220,25 +220,31 @@ class Server:
     async def _load(self) -> None:
         try:
             opened = await asyncio.to_thread(self._open_model)
+            for note in opened.notes:
+                say(note)
+            self._open_doors(
+                Resident(opened.provider.cards[0], self._opener(self._entry), self.fleet, opened=opened)
+            )
         except Exception as error:  # the listener must stop first, then the caller gets it
             self._failure = error
             self.router.fail(str(error))
             self._leave(self._close())
-            return
-        for note in opened.notes:
-            say(note)
-        first = Resident(opened.provider.cards[0], self._opener(self._entry), self.fleet, opened=opened)
+
+    def _open_doors(self, first: Resident) -> None:
+        """Take requests, unless a signal came first. Raises what a wrong catalog or model name raises."""
         self.fleet.add(first)
-        if self.router.state == "loading":
-            for provider in self._outside:
-                self.router.catalog.add(provider)
-            self.router.add(first)
-            for name in self.config.server.models:
-                self._add(name)
-            if self.state.runner is not None:
-                self.state.runner.wake()
-            spent = time.monotonic() - self._began
-            say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
+        if self.router.state != "loading":
+            return
+        for provider in self._outside:
+            self.router.catalog.add(provider)
+        self.router.catalog.add(first)
+        for name in self.config.server.models:
+            self._add(name)
+        self.router.add(first)
+        if self.state.runner is not None:
+            self.state.runner.wake()
+        spent = time.monotonic() - self._began
+        say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
 
     def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
         def opener(kept: Model | None) -> Opened:

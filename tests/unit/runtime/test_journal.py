@@ -6,15 +6,40 @@ import stat
 
 import pytest
 
-from galley.errors import InvalidRequest
+from galley.errors import GalleyError, InvalidRequest
 from galley.runtime.fairness import Fairness
 from galley.runtime.journal import Journal, Recorded, replay
+from galley.runtime.park import park, resume
 from galley.runtime.policy import Policy
+from galley.types import CacheHint
 from tests.fake import Bench, FakeBackend
 
 
+class Forcing:
+    """A grammar that opens with a token, forces two after every third draw, and now and then gives up."""
+
+    ended = False
+
+    def begin(self, most):
+        return [50][:most]
+
+    def accept(self, token, most):
+        if token == 77:
+            raise GalleyError("no more", code="guide_failed")
+        self.ended = token > 190
+        return [51, 52][:most] if token % 3 == 0 and not self.ended else []
+
+    def fill(self, masks, row):
+        words = -(-200 // 32)
+        for word in range(row * words, (row + 1) * words):
+            masks[word] = 0xFFFFFFFF
+
+    def rollback(self, count):
+        raise AssertionError("no end token is forced")
+
+
 class Busy(Bench):
-    """Random arrivals, cancels and faults on a small pool, on a recorded scheduler."""
+    """Random arrivals, cancels, parks, grammars and faults on a small pool, on a recorded scheduler."""
 
     def __init__(self, journal, **limits):
         backend = FakeBackend(num_blocks=24, block_size=4, vocab=200)
@@ -44,8 +69,16 @@ class Busy(Bench):
                     "priority": dice.randrange(2),
                     "urgent": dice.random() < 0.1,
                     "max_total_s": dice.choice([None, 9.0]),
+                    "guide": Forcing() if dice.random() < 0.3 else None,
+                    "cache": CacheHint(memory_only=True) if dice.random() < 0.2 else None,
+                    "banned": (60, 61) if dice.random() < 0.2 else (),
                 },
             )
+            plain = [job.id for job in self.scheduler.jobs.values() if job.guide is None]
+            if plain and dice.random() < 0.1:
+                resume(self.scheduler, park(self.scheduler, dice.choice(plain), self.now), f"r{n}", self.now)
+            if dice.random() < 0.02:
+                self.scheduler.new_epoch()
             if dice.random() < 0.1:
                 self.scheduler.cancel(f"j{dice.randrange(n + 1)}", self.now)
             if dice.random() < 0.05:
@@ -68,6 +101,10 @@ def test_sch9_a_journal_plays_again_to_the_same_plans(tmp_path):
     with (tmp_path / "plans.jsonl").open("rb") as lines:
         found = replay(lines)
     assert found.same and found.plans >= len([plan for plan in bench.plans if plan]) > 100
+    events = [json.loads(line) for line in (tmp_path / "plans.jsonl").read_text().splitlines()]
+    kinds = {event["event"] for event in events}
+    assert kinds >= {"resume", "park", "epoch", "fail", "cancel"}
+    assert any(forced for event in events for said in event.get("said", {}).values() for forced, _ in said)
     assert stat.S_IMODE((tmp_path / "plans.jsonl").stat().st_mode) == 0o600
 
 
