@@ -43,6 +43,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     """``auto``, ``native`` or ``reference``."""
     isa: str | None
+    kv_type: str
+    """``f16`` or ``int8``."""
     threads: int | None
     token_budget: int
     max_jobs: int
@@ -256,6 +258,13 @@ SETTINGS: dict[str, Setting] = {
             values.text,
             None,
             "instruction set of the native backend; default: the best",
+        ),
+        Setting(
+            "engine.kv_type",
+            "GALLEY_KV_TYPE",
+            values.one_of("f16", "int8"),
+            "f16",
+            "how the native backend keeps keys and values; int8 halves their memory",
         ),
         Setting(
             "engine.threads",
