@@ -32,6 +32,8 @@ __all__ = ["Contestant", "Divergence", "distances", "divergences", "main"]
 
 Ids = npt.NDArray[np.int32]
 
+TEXTS = (Path(".bench/wikitext2-valid.txt.gz"), Path("../shared/data/wikitext2-valid.txt.gz"))
+"""Where the text is looked for, from the checkout."""
 GATES = {"kl_mean": 0.005, "top1": 0.975, "perplexity": 0.01}
 """What Galley must keep: mean KL at most, top-1 agreement at least, perplexity within."""
 
@@ -192,7 +194,11 @@ def failures(results: dict[str, dict[str, Distance]], galley: list[str]) -> list
 
 
 @click.command()
-@click.option("--data", type=click.Path(exists=True, path_type=Path), default=ROOT.parent / "shared" / "data")
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="WikiText-2's validation text, plain or gzip; by default one of " + ", ".join(map(str, TEXTS)) + ".",
+)
 @click.option(
     "--model", "models", type=click.Path(exists=True, path_type=Path), multiple=True, help="GGUF; repeatable."
 )
@@ -208,7 +214,7 @@ def failures(results: dict[str, dict[str, Distance]], galley: list[str]) -> list
 @click.option("--write/--no-write", default=True, help="Write the tables into docs/ACCURACY.md.")
 def main(
     *,
-    data: Path,
+    text: Path | None,
     models: tuple[Path, ...],
     tokens: int,
     chunk: int,
@@ -222,6 +228,12 @@ def main(
     """Measure distance to the fp32 reference; exit status 1 when Galley misses a gate."""
     if chunk < 2 or tokens % chunk:
         raise click.UsageError("--tokens must be a multiple of --chunk, and --chunk at least 2")
+    text = text or next((ROOT / place for place in TEXTS if (ROOT / place).exists()), None)
+    if text is None:
+        raise click.UsageError(
+            "--text: WikiText-2's validation text is needed (valid.txt of the word language model in "
+            "github.com/pytorch/examples; CC BY-SA, so it is not kept here)"
+        )
     peer = LlamaCpp()
     peer.install()
     files = {model_label(p): p for p in models} or default_models()
@@ -244,12 +256,12 @@ def main(
                 driver.ask("load", threads, file)
                 ours.append(driver)
                 contestants.append(Contestant(driver.name, driver, chunk))
-            text = read_tokens(data / "wikitext2-valid.txt.gz", theirs)
-            if len(text) < tokens:
-                raise click.UsageError(f"the text has {len(text)} tokens, {tokens} are wanted")
-            results[label] = distances(reference, contestants, text, chunk=chunk, chunks=tokens // chunk)
+            ids = read_tokens(text, theirs)
+            if len(ids) < tokens:
+                raise click.UsageError(f"the text has {len(ids)} tokens, {tokens} are wanted")
+            results[label] = distances(reference, contestants, ids, chunk=chunk, chunks=tokens // chunk)
             if ours:
-                picked = pick_prompts(text, count=prompts, length=32)
+                picked = pick_prompts(ids, count=prompts, length=32)
                 greedy[label] = divergences(reference, ours[0], theirs, picked, steps=63)
     galley = [f"galley {isa}" for isa in chosen]
     missed = failures(results, galley)
@@ -257,7 +269,7 @@ def main(
         "tokens": tokens,
         "chunk": chunk,
         "threads": threads,
-        "data": "wikitext2-valid.txt.gz",
+        "data": text.name,
         "gates": GATES,
     }
     body: dict[str, Any] = {
