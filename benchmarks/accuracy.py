@@ -6,6 +6,7 @@ position but the last of a chunk predicts the token that really follows.
 """
 
 import gzip
+import itertools
 import os
 import tempfile
 import time
@@ -208,6 +209,15 @@ def failures(results: dict[str, dict[str, Distance]], galley: list[str]) -> list
 @click.option(
     "--isa", "isas", multiple=True, help="Galley instruction set; repeatable; all of this CPU by default."
 )
+@click.option(
+    "--kv-type",
+    "kv_types",
+    type=click.Choice(["f16", "int8"]),
+    multiple=True,
+    default=["f16"],
+    show_default=True,
+    help="Galley's KV; repeatable.",
+)
 @click.option("--galley/--no-galley", "with_galley", default=True, help="Measure Galley at all.")
 @click.option("--peer-decode/--no-peer-decode", default=False, help="llama.cpp token by token as well.")
 @click.option("--prompts", default=20, show_default=True, help="Greedy comparisons.")
@@ -220,6 +230,7 @@ def main(
     chunk: int,
     threads: int,
     isas: tuple[str, ...],
+    kv_types: tuple[str, ...],
     with_galley: bool,
     peer_decode: bool,
     prompts: int,
@@ -240,6 +251,7 @@ def main(
     chosen: list[str] = (list(isas) or available_isas()) if with_galley else []
     results: dict[str, dict[str, Distance]] = {}
     greedy: dict[str, list[Divergence]] = {}
+    ours: list[Driver] = []
     for label, file in files.items():
         click.echo(f"{label}: {file}", err=True)
         reference = Forward(file)
@@ -251,8 +263,8 @@ def main(
             if peer_decode:
                 contestants.append(Contestant(f"{peer.name}, token by token", theirs, 1))
             ours = []
-            for isa in chosen:
-                driver = stack.enter_context(start_galley(isa=isa))
+            for isa, kv_type in itertools.product(chosen, kv_types):
+                driver = stack.enter_context(start_galley(isa=isa, kv_type=kv_type))
                 driver.ask("load", threads, file)
                 ours.append(driver)
                 contestants.append(Contestant(driver.name, driver, chunk))
@@ -263,7 +275,7 @@ def main(
             if ours:
                 picked = pick_prompts(ids, count=prompts, length=32)
                 greedy[label] = divergences(reference, ours[0], theirs, picked, steps=63)
-    galley = [f"galley {isa}" for isa in chosen]
+    galley = list(dict.fromkeys(driver.name for driver in ours))
     missed = failures(results, galley)
     setup = {
         "tokens": tokens,
