@@ -6,6 +6,7 @@ position but the last of a chunk predicts the token that really follows.
 """
 
 import gzip
+import itertools
 import os
 import tempfile
 import time
@@ -32,6 +33,8 @@ __all__ = ["Contestant", "Divergence", "distances", "divergences", "main"]
 
 Ids = npt.NDArray[np.int32]
 
+TEXTS = (Path(".bench/wikitext2-valid.txt.gz"), Path("../shared/data/wikitext2-valid.txt.gz"))
+"""Where the text is looked for, from the checkout."""
 GATES = {"kl_mean": 0.005, "top1": 0.975, "perplexity": 0.01}
 """What Galley must keep: mean KL at most, top-1 agreement at least, perplexity within."""
 
@@ -192,7 +195,11 @@ def failures(results: dict[str, dict[str, Distance]], galley: list[str]) -> list
 
 
 @click.command()
-@click.option("--data", type=click.Path(exists=True, path_type=Path), default=ROOT.parent / "shared" / "data")
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="WikiText-2's validation text, plain or gzip; by default one of " + ", ".join(map(str, TEXTS)) + ".",
+)
 @click.option(
     "--model", "models", type=click.Path(exists=True, path_type=Path), multiple=True, help="GGUF; repeatable."
 )
@@ -202,18 +209,28 @@ def failures(results: dict[str, dict[str, Distance]], galley: list[str]) -> list
 @click.option(
     "--isa", "isas", multiple=True, help="Galley instruction set; repeatable; all of this CPU by default."
 )
+@click.option(
+    "--kv-type",
+    "kv_types",
+    type=click.Choice(["f16", "int8"]),
+    multiple=True,
+    default=["f16"],
+    show_default=True,
+    help="Galley's KV; repeatable.",
+)
 @click.option("--galley/--no-galley", "with_galley", default=True, help="Measure Galley at all.")
 @click.option("--peer-decode/--no-peer-decode", default=False, help="llama.cpp token by token as well.")
 @click.option("--prompts", default=20, show_default=True, help="Greedy comparisons.")
 @click.option("--write/--no-write", default=True, help="Write the tables into docs/ACCURACY.md.")
 def main(
     *,
-    data: Path,
+    text: Path | None,
     models: tuple[Path, ...],
     tokens: int,
     chunk: int,
     threads: int,
     isas: tuple[str, ...],
+    kv_types: tuple[str, ...],
     with_galley: bool,
     peer_decode: bool,
     prompts: int,
@@ -222,12 +239,19 @@ def main(
     """Measure distance to the fp32 reference; exit status 1 when Galley misses a gate."""
     if chunk < 2 or tokens % chunk:
         raise click.UsageError("--tokens must be a multiple of --chunk, and --chunk at least 2")
+    text = text or next((ROOT / place for place in TEXTS if (ROOT / place).exists()), None)
+    if text is None:
+        raise click.UsageError(
+            "--text: WikiText-2's validation text is needed (valid.txt of the word language model in "
+            "github.com/pytorch/examples; CC BY-SA, so it is not kept here)"
+        )
     peer = LlamaCpp()
     peer.install()
     files = {model_label(p): p for p in models} or default_models()
     chosen: list[str] = (list(isas) or available_isas()) if with_galley else []
     results: dict[str, dict[str, Distance]] = {}
     greedy: dict[str, list[Divergence]] = {}
+    ours: list[Driver] = []
     for label, file in files.items():
         click.echo(f"{label}: {file}", err=True)
         reference = Forward(file)
@@ -239,25 +263,25 @@ def main(
             if peer_decode:
                 contestants.append(Contestant(f"{peer.name}, token by token", theirs, 1))
             ours = []
-            for isa in chosen:
-                driver = stack.enter_context(start_galley(isa=isa))
+            for isa, kv_type in itertools.product(chosen, kv_types):
+                driver = stack.enter_context(start_galley(isa=isa, kv_type=kv_type))
                 driver.ask("load", threads, file)
                 ours.append(driver)
                 contestants.append(Contestant(driver.name, driver, chunk))
-            text = read_tokens(data / "wikitext2-valid.txt.gz", theirs)
-            if len(text) < tokens:
-                raise click.UsageError(f"the text has {len(text)} tokens, {tokens} are wanted")
-            results[label] = distances(reference, contestants, text, chunk=chunk, chunks=tokens // chunk)
+            ids = read_tokens(text, theirs)
+            if len(ids) < tokens:
+                raise click.UsageError(f"the text has {len(ids)} tokens, {tokens} are wanted")
+            results[label] = distances(reference, contestants, ids, chunk=chunk, chunks=tokens // chunk)
             if ours:
-                picked = pick_prompts(text, count=prompts, length=32)
+                picked = pick_prompts(ids, count=prompts, length=32)
                 greedy[label] = divergences(reference, ours[0], theirs, picked, steps=63)
-    galley = [f"galley {isa}" for isa in chosen]
+    galley = list(dict.fromkeys(driver.name for driver in ours))
     missed = failures(results, galley)
     setup = {
         "tokens": tokens,
         "chunk": chunk,
         "threads": threads,
-        "data": "wikitext2-valid.txt.gz",
+        "data": text.name,
         "gates": GATES,
     }
     body: dict[str, Any] = {

@@ -37,9 +37,10 @@ class GalleyDriver:
     ``together`` keeps its engine, and with it the prefixes, until another verb needs the backend.
     """
 
-    def __init__(self, kind: str, isa: str | None) -> None:
+    def __init__(self, kind: str, isa: str | None, kv_type: str) -> None:
         self._kind = kind
         self._isa = isa
+        self._kv_type = kv_type
         self._gguf: GGUF | None = None
         self._spec: ModelSpec | None = None
         self._backend: Backend | None = None
@@ -103,7 +104,13 @@ class GalleyDriver:
             self._backend.close()
             self._backend = None
         opened = open_backend(
-            self._kind, self._gguf, self._spec, threads=self._threads, num_blocks=num_blocks, isa=self._isa
+            self._kind,
+            self._gguf,
+            self._spec,
+            threads=self._threads,
+            num_blocks=num_blocks,
+            isa=self._isa,
+            kv_type=self._kv_type,
         )
         self._backend = opened.backend
         if opened.warning is not None:
@@ -273,9 +280,10 @@ def _prompts(rest: str) -> tuple[int, list[list[int]]]:
     "--backend", "kind", type=click.Choice(["native", "reference"]), default="native", show_default=True
 )
 @click.option("--isa", help="Instruction set to force; the best one by default.")
-def main(kind: str, isa: str | None) -> None:
+@click.option("--kv-type", type=click.Choice(["f16", "int8"]), default="f16", show_default=True)
+def main(kind: str, isa: str | None, kv_type: str) -> None:
     """Answer the harness on stdin and stdout."""
-    driver = GalleyDriver(kind, isa)
+    driver = GalleyDriver(kind, isa, kv_type)
     for line in sys.stdin:
         command = line.rstrip("\n")
         if command == "quit":

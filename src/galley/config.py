@@ -51,6 +51,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     """``auto``, ``native`` or ``reference``."""
     isa: str | None
+    kv_type: str
+    """``f16`` or ``int8``."""
     threads: int | None
     token_budget: int
     max_jobs: int
@@ -301,6 +303,13 @@ SETTINGS: dict[str, Setting] = {
             "instruction set of the native backend; default: the best",
         ),
         Setting(
+            "engine.kv_type",
+            "GALLEY_KV_TYPE",
+            values.one_of("f16", "int8"),
+            "f16",
+            "how the native backend keeps keys and values; int8 halves their memory",
+        ),
+        Setting(
             "engine.threads",
             "GALLEY_THREADS",
             values.integer(1, 1024),
@@ -330,14 +339,6 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             "engine.context", "GALLEY_CONTEXT", values.tokens, None, "context in tokens; default: the model's"
         ),
-        Setting("kv.disk_path", "GALLEY_KV_DISK_PATH", values.path, None, "KV on disk; default: HOME/kv"),
-        Setting(
-            "kv.disk_bytes",
-            "GALLEY_KV_DISK_BYTES",
-            values.budget,
-            1 << 30,
-            "most bytes of KV kept on disk by serve, run and chat; 0 keeps it in memory alone",
-        ),
         Setting(
             "engine.max_wait_s",
             "GALLEY_MAX_WAIT_S",
@@ -358,6 +359,14 @@ SETTINGS: dict[str, Setting] = {
             values.path,
             None,
             "file for the scheduler's journal (holds token ids); default: none",
+        ),
+        Setting("kv.disk_path", "GALLEY_KV_DISK_PATH", values.path, None, "KV on disk; default: HOME/kv"),
+        Setting(
+            "kv.disk_bytes",
+            "GALLEY_KV_DISK_BYTES",
+            values.budget,
+            1 << 30,
+            "most bytes of KV kept on disk by serve, run and chat; 0 keeps it in memory alone",
         ),
         Setting(
             "receipts.capture",

@@ -46,8 +46,8 @@ class LLM:
 
     Args:
         model: a name in the store (``smollm2-135m``), or a path of a GGUF file.
-        threads, backend, isa, kv_memory (bytes), context, token_budget, max_jobs: as in the configuration,
-            which also has the defaults; see ``galley config show``.
+        threads, backend, isa, kv_type, kv_memory (bytes), context, token_budget, max_jobs: as in the
+            configuration, which also has the defaults; see ``galley config show``.
         kv_disk: bytes of KV kept on disk for the next process; default: none, unless the settings say so.
         receipts: where the receipts go; default: ``$GALLEY_HOME``'s store.
         home: the folder of models and receipts instead of ``$GALLEY_HOME``.
@@ -62,6 +62,7 @@ class LLM:
         threads: int | None = None,
         backend: str | None = None,
         isa: str | None = None,
+        kv_type: str | None = None,
         kv_memory: int | None = None,
         context: int | None = None,
         token_budget: int | None = None,
@@ -76,6 +77,7 @@ class LLM:
                 "engine.threads": threads,
                 "engine.backend": backend,
                 "engine.isa": isa,
+                "engine.kv_type": kv_type,
                 "engine.kv_memory": kv_memory,
                 "engine.context": context,
                 "engine.token_budget": token_budget,

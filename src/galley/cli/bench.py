@@ -225,7 +225,13 @@ def throughput(
 
 @bench.command()
 @settings_options(
-    {**MODEL_FLAG, **{key: ENGINE_FLAGS[key] for key in ("engine.backend", "engine.isa", "engine.threads")}}
+    {
+        **MODEL_FLAG,
+        **{
+            key: ENGINE_FLAGS[key]
+            for key in ("engine.backend", "engine.isa", "engine.kv_type", "engine.threads")
+        },
+    }
 )
 @click.option(
     "--sizes", default="1,2,4,8,16,32,64,512", show_default=True, metavar="N,…", callback=numbers,
@@ -253,6 +259,7 @@ def roofline(session: Session, /, *, report: Report, sizes: list[int], repeats: 
             threads=config.engine.threads,
             num_blocks=blocks_for(sizes, 16),
             isa=config.engine.isa,
+            kv_type=config.engine.kv_type,
         )
         if opened.warning:
             click.echo(f"galley: warning: {opened.warning}", err=True)

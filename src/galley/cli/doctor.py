@@ -23,7 +23,10 @@ COST_BLOCKS = 40
 @settings_options(
     {
         "model": ("--model", "MODEL", "Model whose cost of a step is shown."),
-        **{key: ENGINE_FLAGS[key] for key in ("engine.backend", "engine.isa", "engine.threads")},
+        **{
+            key: ENGINE_FLAGS[key]
+            for key in ("engine.backend", "engine.isa", "engine.kv_type", "engine.threads")
+        },
     }
 )
 @click.pass_obj
@@ -160,7 +163,7 @@ def examine(session: Session, *, fresh: bool = False) -> dict[str, Any]:
         "home": str(home),
         "disk_free": shutil.disk_usage(there).free,
         "models": [
-            _fit(entry, machine, measured["bandwidth_gb_s"], native=use_native)
+            _fit(entry, machine, measured["bandwidth_gb_s"], kv_type=settings.kv_type if use_native else None)
             for entry in session.store.list()
         ],
         "cost": _cost(session, fresh=fresh),
@@ -208,6 +211,7 @@ def _cost_of(session: Session, entry: Any, *, fresh: bool) -> dict[str, Any]:
             threads=settings.threads,
             num_blocks=COST_BLOCKS,
             isa=settings.isa,
+            kv_type=settings.kv_type,
         )
         with contextlib.closing(opened.backend) as backend:
             book = CostBook(session.config.home / "cost", backend, model.weights_digest)
@@ -238,11 +242,12 @@ def _cost_of(session: Session, entry: Any, *, fresh: bool) -> dict[str, Any]:
     }
 
 
-def _fit(entry: Any, machine: Machine, bandwidth: float | None, *, native: bool) -> dict[str, Any]:
+def _fit(entry: Any, machine: Machine, bandwidth: float | None, *, kv_type: str | None) -> dict[str, Any]:
     """Weights, KV and the decode ceiling of one model on this machine."""
     from galley.errors import GalleyError
     from galley.model.families import spec_from_gguf
     from galley.model.gguf import GGUF
+    from galley.runtime.memory import kv_bytes_per_token
 
     fit: dict[str, Any] = {"name": entry.name, "fault": None}
     try:
@@ -254,8 +259,8 @@ def _fit(entry: Any, machine: Machine, bandwidth: float | None, *, native: bool)
             weights = sum(info.nbytes for name, info in gguf.tensors.items() if name not in skipped)
     except GalleyError as error:
         return fit | {"fault": error.message}
-    # f16 keys and values in the native arena, f32 in the reference.
-    per_token = spec.layers * 2 * spec.kv_rows * (2 if native else 4)
+    native = kv_type is not None
+    per_token = kv_bytes_per_token(spec, kv_type or "f32")
     free = machine.memory_available
     # The reference keeps every weight as f32.
     resident = entry.bytes if native else entry.bytes + 4 * (spec.linear_params + spec.vocab * spec.hidden)

@@ -67,6 +67,7 @@ ENGINE_FLAGS: dict[str, tuple[str, str, str]] = {
     "engine.backend": ("--backend", "KIND", "auto, native or reference."),
     "engine.isa": ("--isa", "NAME", "Instruction set of the native backend; default: the best here."),
     "engine.threads": ("--threads", "N", "Kernel threads; default: the physical cores this process may use."),
+    "engine.kv_type": ("--kv-type", "NAME", "How KV is kept: f16, or int8 in half the memory."),
     "engine.kv_memory": ("--kv-memory", "SIZE", "Memory for KV, such as 512MiB; default: what fits."),
     "engine.context": ("--context", "TOKENS", "Context, such as 4096 or 8K; default: the model's own."),
     "engine.token_budget": ("--token-budget", "N", "Most tokens computed in one step."),

@@ -8,7 +8,7 @@ from galley.model.gguf import GGUF
 from galley.model.store import Entry
 from galley.providers.opened import BLOCK, EngineOptions, memory_available
 from galley.runtime.backend import native_missing
-from galley.runtime.memory import TYPICAL, plan_memory, size
+from galley.runtime.memory import TYPICAL, kv_bytes_per_token, plan_memory, size
 
 __all__ = ["Fit", "plan_fit"]
 
@@ -57,7 +57,8 @@ def plan_fit(entry: Entry, options: EngineOptions, *, available: int | None) -> 
     weights = entry.path.stat().st_size
     if not native:
         weights += 4 * (spec.linear_params + spec.vocab * spec.hidden)
-    per_token = spec.layers * 2 * spec.kv_rows * (2 if native else 4)
+    kind = options.kv_type if native else "f32"
+    per_token = kv_bytes_per_token(spec, kind)
     free = memory_available() if available is None else available
     if free is None and options.kv_memory is None:
         raise ConfigError("This system does not tell how much memory is free.", param="engine.kv_memory")
@@ -77,8 +78,7 @@ def plan_fit(entry: Entry, options: EngineOptions, *, available: int | None) -> 
         f"weights take {size(weights)}"
         + ("" if free is None else f" of the {size(free)} available, which leaves {size(room)}"),
         f"KV cache {plan.explanation}",
-        f"a token takes {size(per_token)}: {spec.layers} layers x 2 x {spec.kv_rows} values of"
-        f" {2 if native else 4} bytes",
+        f"a token takes {size(per_token)}: {spec.layers} layers x 2 x {spec.kv_rows} values in {kind}",
     ]
     if context < spec.context:
         why.append(f"context {context} of the model's {spec.context} tokens")

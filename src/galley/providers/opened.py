@@ -20,7 +20,7 @@ from galley.runtime.cost import CostModel
 from galley.runtime.costbook import CostBook, Found
 from galley.runtime.engine import Engine
 from galley.runtime.journal import Journal
-from galley.runtime.memory import plan_memory, size
+from galley.runtime.memory import kv_bytes_per_token, plan_memory, size
 from galley.runtime.processors import Processors
 from galley.runtime.tier import DiskOptions
 
@@ -57,6 +57,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     backend: str = "auto"
     isa: str | None = None
+    kv_type: str = "f16"
     threads: int | None = None
     token_budget: int = 512
     max_jobs: int = 64
@@ -144,8 +145,7 @@ class Opened:
                 )
             memory = plan_memory(
                 spec,
-                # f16 in the native arena, f32 in the reference
-                spec.layers * 2 * spec.kv_rows * (2 if native else 4),
+                kv_bytes_per_token(spec, options.kv_type if native else "f32"),
                 BLOCK,
                 available=available or 0,
                 limit=options.kv_memory,
@@ -158,6 +158,7 @@ class Opened:
                 threads=options.threads,
                 num_blocks=memory.num_blocks,
                 isa=options.isa,
+                kv_type=options.kv_type,
             )
             opened.callback(backend.close)
             journal = None

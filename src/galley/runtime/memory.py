@@ -5,7 +5,7 @@ import msgspec
 from galley.errors import ConfigError
 from galley.model.spec import ModelSpec
 
-__all__ = ["MemoryPlan", "plan_memory"]
+__all__ = ["MemoryPlan", "kv_bytes_per_token", "plan_memory"]
 
 SHARE = 0.5
 """Most of the available memory that the cache takes unasked: weights and others need some too."""
@@ -13,6 +13,17 @@ MOST_TOKENS = 2**31 - 1
 """Places in the cache are 32-bit numbers in a plan."""
 TYPICAL = 2048
 """Tokens a running choice is expected to hold when nothing better is known."""
+
+
+def kv_bytes_per_token(spec: ModelSpec, kv_type: str) -> int:
+    """Bytes of one token's keys and values in all layers.
+
+    ``f16`` and ``int8`` (with a float scale for a token's key and one for its value in each kv head) are the
+    native arena's, ``f32`` is the reference's.
+    """
+    width = {"f16": 2, "int8": 1, "f32": 4}[kv_type]
+    scales = 4 * spec.kv_heads if kv_type == "int8" else 0
+    return spec.layers * 2 * (spec.kv_rows * width + scales)
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,9 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from galley.errors import ConfigError
 from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
+from galley.runtime.backend import open_backend
 from galley.runtime.backend.reference import ReferenceBackend
+from galley.runtime.memory import kv_bytes_per_token
 from galley.runtime.plan import Rows
 from tests.tiny import tiny_gguf
 
@@ -120,7 +123,18 @@ def test_int8_kv_takes_half_the_memory(tmp_path: Path) -> None:
             backend = NativeBackend(gguf, spec, threads=1, num_blocks=4, kv=kv)
             sizes[kv] = backend.kv_bytes_per_token
             assert backend.fingerprint.endswith(f"kv{kv}")
+            assert sizes[kv] == kv_bytes_per_token(spec, kv)
             backend.close()
         values = spec.layers * spec.kv_heads * spec.head_dim * 2
         scales = spec.layers * spec.kv_heads * 2
         assert sizes == {"f16": 2 * values, "int8": values + 4 * scales}
+
+
+def test_int8_kv_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    with GGUF.open(make(tmp_path / "m.gguf")) as gguf:
+        spec = spec_from_gguf(gguf)
+        with pytest.raises(ConfigError, match="int8"):
+            open_backend("reference", gguf, spec, threads=1, num_blocks=4, kv_type="int8")
+        opened = open_backend("native", gguf, spec, threads=1, num_blocks=4, kv_type="int8")
+        assert opened.backend.fingerprint.endswith("kvint8")
+        opened.backend.close()

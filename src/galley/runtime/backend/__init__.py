@@ -36,6 +36,7 @@ def open_backend(
     threads: int | None,
     num_blocks: int,
     isa: str | None = None,
+    kv_type: str = "f16",
 ) -> Opened:
     """Open a backend: ``native``, ``reference``, or ``auto`` (native, else reference with a warning).
 
@@ -54,7 +55,8 @@ def open_backend(
 
             try:
                 return Opened(
-                    NativeBackend(gguf, spec, threads=threads, num_blocks=num_blocks, isa=isa), None
+                    NativeBackend(gguf, spec, threads=threads, num_blocks=num_blocks, isa=isa, kv=kv_type),
+                    None,
                 )
             except ValueError as e:
                 warning = f"the native kernels cannot run this model ({e})"
@@ -67,6 +69,11 @@ def open_backend(
     if isa is not None:
         raise ConfigError(
             f"isa {isa!r} was asked for, but {warning or 'the reference backend has none'}", param="isa"
+        )
+    if kv_type != "f16":
+        raise ConfigError(
+            f"KV of type {kv_type!r} was asked for, but {warning or 'the reference backend has none'}",
+            param="kv_type",
         )
     from galley.runtime.backend.reference import ReferenceBackend
 
