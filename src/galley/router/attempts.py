@@ -164,6 +164,10 @@ class Pursuit:
             return error.kind in ("network", "timeout", "protocol", "server", "rate")
         if isinstance(error, ContextLengthExceeded):
             return self._only_larger(candidate)
+        if isinstance(error, Overloaded) and candidate.offer.location == "local":
+            # Shed by our own gate, which has said when to come back: asking again now is what it sheds.
+            self._dead.add(candidate.offer.key)
+            return any(each.offer.key not in self._dead for each in self._sequence)
         return isinstance(error, Overloaded | EngineFault)
 
     def _only_larger(self, candidate: Candidate) -> bool:

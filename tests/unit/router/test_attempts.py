@@ -5,7 +5,14 @@ import random
 
 import pytest
 
-from galley.errors import DeadlineExceeded, GalleyError, PolicyRefused, Upstream
+from galley.errors import (
+    DeadlineExceeded,
+    GalleyError,
+    ModelNotFound,
+    PolicyRefused,
+    TooManyRequests,
+    Upstream,
+)
 from galley.router.catalog import Catalog, Document
 from galley.router.outside import open_providers
 from galley.router.router import Router
@@ -192,6 +199,22 @@ async def test_local_first_and_the_cloud_when_the_local_engine_is_full():
         assert await ask(router, model="big") == TEXT
 
 
+async def test_a_full_local_engine_alone_is_asked_once():
+    """Its gate has said when to come back (CAN-5)."""
+    calls = []
+
+    class Full(FakeProvider):
+        async def prepare(self, request):
+            calls.append(request.id)
+            raise TooManyRequests("full", retry_after_s=2.0)
+
+    router = Router([Full()], Ledger())
+    with pytest.raises(TooManyRequests) as refused:
+        async with router.open(request(model="fake-1b")):
+            pass
+    assert len(calls) == 1 and refused.value.retry_after_s == 2.0
+
+
 async def test_local_only_refuses_with_reasons_and_calls_nobody():
     async with MockUpstream("a") as a:
         router, ledger = build([a], location="local-only")
@@ -206,6 +229,18 @@ async def test_local_only_refuses_with_reasons_and_calls_nobody():
             await ask(router, metadata={"galley.max_usd": "0.000001"})
         assert sum(a.calls.values()) == 0
     assert ledger.receipts[0].error["refused"]
+
+
+async def test_a_removed_provider_is_found_no_more_and_may_come_back():
+    first, second = FakeProvider(), FakeProvider(name="other-1b")
+    router = Router([first, second], Ledger())
+    router.catalog.remove(second)
+    assert [card.id for card in router.catalog.cards()] == ["fake-1b"]
+    with pytest.raises(ModelNotFound):
+        router.decide(request(model="other-1b"))
+    assert router.decide(request(model="fake-1b")).sequence
+    router.catalog.add(second)
+    assert router.decide(request(model="other-1b")).sequence
 
 
 async def test_reload_keeps_answers_under_way_and_a_wrong_catalog_changes_nothing():
