@@ -1,8 +1,10 @@
 """Text to ids and back, against llama.cpp's ids and against its own promises."""
 
+import itertools
 import json
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +229,25 @@ def test_tokenizer_json_gives_the_same_ids(tmp_path: Path, tokenizer: Tokenizer)
 def test_long_prompts_are_encoded_whole(tokenizer: Tokenizer) -> None:
     text = "hello world " * 20_000
     assert tokenizer.decode(tokenizer.encode(text)) == text and sys.getsizeof(text) > 200_000
+
+
+def test_a_large_text_encodes_alike_and_lets_other_threads_run(smollm2: Tokenizer) -> None:
+    line = "The quick brown fox über 😀 the lazy dog.\n"
+    text = line * 20_000
+    seen, stop = [time.perf_counter()], threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(0.002):
+            seen.append(time.perf_counter())
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    began = time.perf_counter()
+    ids = smollm2.encode(text)
+    took = time.perf_counter() - began
+    stop.set()
+    beating.join()
+    assert smollm2.decode(ids) == text
+    assert ids == smollm2.encode(line) * 20_000  # a line break ends a word here
+    # Holding the interpreter's lock would be one gap as long as the encoding.
+    assert max(b - a for a, b in itertools.pairwise(seen)) < max(0.7 * took, 0.05)
