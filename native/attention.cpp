@@ -133,7 +133,7 @@ void Model::attend_task(const Step& s, const Task& task, int layer, int head, in
     const int* units = members_.data() + task.first;
     float* scratch = attn_scratch_[thread].data();
     float* q = scratch + span_scratch();
-    int rows = 0, visible[kTaskRows > 64 ? kTaskRows : 64 * kUnitTokens];
+    int rows = 0, visible[std::max(kTaskRows, kMostGroup * kUnitTokens)];
     for (int i = 0; i < task.units; i++) {
         const Unit& u = units_[units[i]];
         // Chunks have written their keys before; a single token is written by whoever has its last span.

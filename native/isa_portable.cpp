@@ -2,4 +2,5 @@
 #define GALLEY_NAME "portable"
 #include "kernels.hpp"
 #include "simd_portable.hpp"
+#include "quantise.inc.hpp"
 #include "isa.inc.hpp"

@@ -61,6 +61,7 @@ struct Tiles {
 // How keys and values are stored. A page holds kPage tokens of one kv head: f16 K as [head_dim][16] and V as
 // [16][head_dim]; or the same in int8, then float scales of K [16] and of V [16], one a token.
 enum class Kv : int { f16, int8 };
+constexpr int kMostGroup = 64;  // query heads that may share a kv head
 constexpr int kPage = 16;   // tokens in a page
 constexpr int kSpan = 256;  // positions whose softmax is taken together; spans are joined in order. Fixed, at absolute
                             // positions: so the result is the same whoever computes the spans, and with whom

@@ -57,7 +57,7 @@ Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels,
       layers_(shape.layers), own_(pool_.size()), tile_(pool_.size()), attn_scratch_(pool_.size()),
       draw_scratch_(pool_.size()), next_(shape.layers), taken_(pool_.size()) {
     if (shape.head_dim % 16) throw std::invalid_argument("head_dim " + std::to_string(shape.head_dim) + " is not a multiple of 16");
-    if (shape.heads / shape.kv_heads > 64) throw std::invalid_argument("more than 64 query heads share a kv head");
+    if (shape.heads / shape.kv_heads > kMostGroup) throw std::invalid_argument("more than " + std::to_string(kMostGroup) + " query heads share a kv head");
     if (shape.hidden % 16 || shape.ffn % 16) throw std::invalid_argument("hidden and ffn sizes must be multiples of 16");
     if (blocks < 1) throw std::invalid_argument("at least one KV block is needed");
     for (int i = 0; i < shape.rope_dim / 2; i++) {
@@ -292,7 +292,7 @@ void Model::spread(int work, int pairs, const Acts& a, bool quantised, int threa
     }
 }
 
-// W x to columns col.. of out, or added to them.
+// W x for every token, to out or added to it.
 void Model::multiply(const Matrix& w, const Acts& a, int work, float* out, size_t ldo, bool add, int thread) {
     spread(work, w.pairs, a, w.quantised(), thread, [&](int p, int i0, int i1) {
         const int n = w.rows - p * kPair;

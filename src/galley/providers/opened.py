@@ -52,6 +52,17 @@ def memory_available() -> int | None:
     return min(found, default=None)
 
 
+def memory_total() -> int | None:
+    """Bytes of memory there are, within the control group's limit. None where the system does not tell."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit, _ in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(limit).read_text()))
+    return min(found, default=None)
+
+
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to run a model; the names of ``config.engine``."""
 
@@ -150,6 +161,7 @@ class Opened:
                 available=available or 0,
                 limit=options.kv_memory,
                 max_jobs=options.max_jobs,
+                total=memory_total(),
             )
             backend, warning = open_backend(
                 options.backend,

@@ -18,6 +18,7 @@ from galley.providers.dialect import Dialect, Heard, Timeouts
 from galley.providers.http import Pool, Reply
 from galley.providers.refusal import classify, failure
 from galley.providers.sse import Events
+from galley.runtime.meter import JobMeter
 from galley.types import Delta, Digests, Request, Usage
 
 __all__ = ["RemoteProvider"]
@@ -25,29 +26,6 @@ __all__ = ["RemoteProvider"]
 MAX_REPLY = 32 << 20
 BUFFERED = 64
 """Events held back before the commit point."""
-
-
-class RemoteMeter(msgspec.Struct, kw_only=True):
-    """What is known of a choice that ran elsewhere; satisfies ``audit.assemble.Metered``."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-    completion_tokens: int = 0
-    arrived: float = 0.0
-    first_scheduled: float | None = None
-    first_token: float | None = None
-    last_token: float | None = None
-    finished: float | None = None
-    itl_max_s: float | None = None
-    steps: int = 0
-    computed_tokens: int = 0
-    recomputed_tokens: int = 0
-    preemptions: int = 0
-    prefill_flop: float = 0.0
-    decode_bytes: float = 0.0
-    kv_byte_seconds: float = 0.0
-    cache_ends: tuple[tuple[int, int], ...] = ()
 
 
 class RemoteProvider:
@@ -341,10 +319,9 @@ class RemoteRun:
             )
         shares = share(usage.completion_tokens, self._characters)
         for index in range(self._prepared.count):
-            own = index % max(1, self._prepared.params.n) == 0
-            meter = RemoteMeter(
+            self._meter.jobs[index] = JobMeter(
                 prompt_tokens=usage.prompt_tokens if index == 0 else 0,
-                cached_tokens=usage.cached_tokens if own and index == 0 else 0,
+                cached_tokens=usage.cached_tokens if index == 0 else 0,
                 cache_write_tokens=usage.cache_write_tokens if index == 0 else 0,
                 completion_tokens=shares[index],
                 arrived=self._sent,
@@ -354,7 +331,6 @@ class RemoteRun:
                 finished=self._last,
                 itl_max_s=self._slowest or None,
             )
-            self._meter.jobs[index] = meter
             self._meter.kept[index] = shares[index]
 
 

@@ -42,14 +42,17 @@ def plan_memory(
     available: int,
     limit: int | None,
     max_jobs: int,
+    total: int | None = None,
 ) -> MemoryPlan:
     """Size the KV arena.
 
     By default it holds one full context, or 2,048 tokens for each of ``max_jobs`` where that is more, but
-    takes at most half of the ``available`` bytes. A ``limit`` in bytes is obeyed as given. Where less than a
-    full context fits, the explanation says what context is left; nothing is cut silently.
+    takes at most half of the ``available`` bytes. A ``limit`` in bytes is obeyed as given, up to the
+    ``total`` that there is at all. Where less than a full context fits, the explanation says what context is
+    left; nothing is cut silently.
 
-    Raises ConfigError when not even one block fits, or when there would be more than can be numbered.
+    Raises ConfigError when not even one block fits, when there would be more than can be numbered, or more
+    than ``total``.
     """
     block = kv_bytes_per_token * block_size
     wanted = -(-max(spec.context, max_jobs * TYPICAL) // block_size)
@@ -77,6 +80,11 @@ def plan_memory(
         raise ConfigError(
             f"a KV cache of {size(num_blocks * block)} would hold {tokens} tokens; "
             f"{MOST_TOKENS} ({size(MOST_TOKENS // block_size * block)}) is the most that can be numbered",
+            param="engine.kv_memory",
+        )
+    if total is not None and num_blocks * block > total:
+        raise ConfigError(
+            f"a KV cache of {size(num_blocks * block)} does not fit: this system has {size(total)} of memory",
             param="engine.kv_memory",
         )
     cut = (

@@ -59,3 +59,10 @@ def test_more_than_can_be_numbered_is_refused():
         plan(limit=1 << 50)
     assert refused.value.param == "engine.kv_memory" and refused.value.exit_code == 2
     assert plan(limit=1 << 40).num_blocks == 1 << 26
+
+
+def test_more_than_the_machine_has_is_refused():
+    with pytest.raises(ConfigError, match=r"8\.0 GiB does not fit: this system has 4\.0 GiB") as refused:
+        plan(limit=8 * GB, total=4 * GB)
+    assert refused.value.param == "engine.kv_memory" and refused.value.exit_code == 2
+    assert plan(limit=3 * GB, available=GB, total=4 * GB).kv_bytes == 3 * GB

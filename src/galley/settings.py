@@ -1,0 +1,259 @@
+"""The table of settings: name, environment variable, reader, default and help of each."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from galley import values
+
+__all__ = ["DEFAULT_MODEL", "SETTINGS", "Setting", "home_folder"]
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One row of the table below. ``parse`` takes text or a TOML value and raises ValueError saying why."""
+
+    key: str
+    env: str
+    parse: Callable[[Any], Any]
+    default: Any
+    help: str
+    secret: bool = False
+    in_file: bool = True
+
+    @property
+    def flag(self) -> str:
+        """``--kv-memory`` for ``engine.kv_memory``."""
+        return "--" + self.key.rpartition(".")[2].replace("_", "-")
+
+
+def home_folder(env: Mapping[str, str]) -> Path:
+    """The platform's data folder: XDG on Linux, Application Support on macOS, LOCALAPPDATA on Windows."""
+    if sys.platform == "darwin":
+        return Path("~/Library/Application Support/galley").expanduser()
+    if sys.platform == "win32" and env.get("LOCALAPPDATA"):
+        return Path(env["LOCALAPPDATA"]) / "galley"
+    xdg = env.get("XDG_DATA_HOME", "")
+    # The XDG specification asks for relative paths to be ignored.
+    base = Path(xdg) if xdg and Path(xdg).is_absolute() else Path("~/.local/share").expanduser()
+    return base / "galley"
+
+
+SETTINGS: dict[str, Setting] = {
+    row.key: row
+    for row in (
+        Setting("home", "GALLEY_HOME", values.path, None, "models, receipts and the default config file"),
+        Setting(
+            "model", "GALLEY_MODEL", values.text, DEFAULT_MODEL, "model served and used when none is named"
+        ),
+        Setting(
+            "server.host",
+            "GALLEY_HOST",
+            values.text,
+            "127.0.0.1",
+            "address to bind; beyond loopback needs a key",
+        ),
+        Setting(
+            "server.port", "GALLEY_PORT", values.integer(0, 65535), 7117, "port to bind; 0 picks a free one"
+        ),
+        Setting("server.api_key", "GALLEY_API_KEY", values.text, None, "key clients must send", secret=True),
+        Setting(
+            "server.allowed_hosts", "GALLEY_ALLOWED_HOSTS", values.names, (), "further Host headers to accept"
+        ),
+        Setting(
+            "server.admin_key",
+            "GALLEY_ADMIN_KEY",
+            values.text,
+            None,
+            "key of the admin routes; without one there are none",
+            secret=True,
+        ),
+        Setting(
+            "server.models",
+            "GALLEY_MODELS",
+            values.names,
+            (),
+            "further models to serve, opened when asked for",
+        ),
+        Setting(
+            "server.model_memory",
+            "GALLEY_MODEL_MEMORY",
+            values.size,
+            None,
+            "bytes that awake models may take together; default: no limit",
+        ),
+        Setting(
+            "server.idle_s",
+            "GALLEY_IDLE_S",
+            values.seconds,
+            0.0,
+            "seconds without a request until a model sleeps; 0: never",
+        ),
+        Setting("server.max_body", "GALLEY_MAX_BODY", values.size, 8 << 20, "largest request body"),
+        Setting(
+            "server.body_timeout",
+            "GALLEY_BODY_TIMEOUT",
+            values.integer(1, 86_400),
+            60,
+            "seconds a request body may take to arrive",
+        ),
+        Setting(
+            "server.request_timeout",
+            "GALLEY_REQUEST_TIMEOUT",
+            values.integer(1, 86_400),
+            None,
+            "seconds an answer may take; default: no limit",
+        ),
+        Setting(
+            "server.cors_origins",
+            "GALLEY_CORS_ORIGINS",
+            values.names,
+            (),
+            "web pages that may call, such as http://localhost:3000; default: none",
+        ),
+        Setting(
+            "state.store_responses",
+            "GALLEY_STORE_RESPONSES",
+            values.boolean,
+            True,
+            "store answers of /v1/responses unless a request says store: false",
+        ),
+        Setting(
+            "state.keep_days",
+            "GALLEY_KEEP_DAYS",
+            values.integer(1, 36_500),
+            30,
+            "days that stored answers are kept",
+        ),
+        Setting(
+            "state.keep_bytes",
+            "GALLEY_KEEP_BYTES",
+            values.size,
+            1 << 30,
+            "most bytes of stored answers; the oldest go first",
+        ),
+        Setting("state.max_file", "GALLEY_MAX_FILE", values.size, 200 << 20, "largest upload"),
+        Setting(
+            "state.batch_lines",
+            "GALLEY_BATCH_LINES",
+            values.integer(1, 1 << 16),
+            16,
+            "lines of batches under way at once",
+        ),
+        Setting(
+            "engine.backend",
+            "GALLEY_BACKEND",
+            values.one_of("auto", "native", "reference"),
+            "auto",
+            "kernels to run on",
+        ),
+        Setting(
+            "engine.isa",
+            "GALLEY_ISA",
+            values.text,
+            None,
+            "instruction set of the native backend; default: the best",
+        ),
+        Setting(
+            "engine.kv_type",
+            "GALLEY_KV_TYPE",
+            values.one_of("f16", "int8"),
+            "f16",
+            "how the native backend keeps keys and values; int8 halves their memory",
+        ),
+        Setting(
+            "engine.threads",
+            "GALLEY_THREADS",
+            values.integer(1, 1024),
+            None,
+            "kernel threads; default: the physical cores",
+        ),
+        Setting(
+            "engine.token_budget",
+            "GALLEY_TOKEN_BUDGET",
+            values.integer(1, 1 << 20),
+            512,
+            "most tokens computed in a step",
+        ),
+        Setting(
+            "engine.max_jobs",
+            "GALLEY_MAX_JOBS",
+            values.integer(1, 1 << 16),
+            64,
+            "most choices running at once",
+        ),
+        Setting(
+            "engine.max_queue", "GALLEY_MAX_QUEUE", values.integer(0, 1 << 20), 1024, "most choices waiting"
+        ),
+        Setting(
+            "engine.kv_memory", "GALLEY_KV_MEMORY", values.size, None, "bytes for KV; default: what fits"
+        ),
+        Setting(
+            "engine.context", "GALLEY_CONTEXT", values.tokens, None, "context in tokens; default: the model's"
+        ),
+        Setting(
+            "engine.max_wait_s",
+            "GALLEY_MAX_WAIT_S",
+            values.seconds,
+            60.0,
+            "expected seconds of waiting beyond which requests are refused; 0: never",
+        ),
+        Setting(
+            "engine.tenant_weights",
+            "GALLEY_TENANT_WEIGHTS",
+            values.weights,
+            (),
+            "shares of tenants, such as alice=2,bob=0.5; others have 1",
+        ),
+        Setting(
+            "engine.journal",
+            "GALLEY_JOURNAL",
+            values.path,
+            None,
+            "file for the scheduler's journal (holds token ids); default: none",
+        ),
+        Setting("kv.disk_path", "GALLEY_KV_DISK_PATH", values.path, None, "KV on disk; default: HOME/kv"),
+        Setting(
+            "kv.disk_bytes",
+            "GALLEY_KV_DISK_BYTES",
+            values.budget,
+            1 << 30,
+            "most bytes of KV kept on disk by serve, run and chat; 0 keeps it in memory alone",
+        ),
+        Setting(
+            "receipts.capture",
+            "GALLEY_CAPTURE",
+            values.boolean,
+            False,
+            "store prompts and outputs in receipts",
+        ),
+        Setting(
+            "receipts.path",
+            "GALLEY_RECEIPTS_PATH",
+            values.path,
+            None,
+            "receipt database; default: HOME/receipts.db",
+        ),
+        Setting(
+            "router.catalog",
+            "GALLEY_CATALOG",
+            values.path,
+            None,
+            "catalog of models, providers and policy (TOML); default: the local model alone",
+        ),
+        Setting("pull.hf_endpoint", "HF_ENDPOINT", values.text, None, "model hub address for hf: sources"),
+        Setting(
+            "pull.hf_token",
+            "HF_TOKEN",
+            values.text,
+            None,
+            "model hub token for hf: sources",
+            secret=True,
+            in_file=False,
+        ),
+    )
+}
