@@ -15,6 +15,7 @@ import uvloop
 
 from galley import __version__
 from galley.audit.receipts import ReceiptStore
+from galley.audit.scribe import Scribe
 from galley.config import Config, secret
 from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
@@ -122,7 +123,16 @@ class Server:
         self._aliases = aliases
         catalog = self._read_catalog()
         self._outside: list[RemoteProvider] = []
-        self.router = Router([], self.receipts, aliases=aliases, catalog=catalog)
+        audit = config.audit
+        self.scribe = Scribe.opened(
+            self.receipts,
+            mode=audit.mode,
+            folder=audit.folder,
+            signing_key=audit.signing_key,
+            origin=audit.origin,
+            checkpoint_s=audit.checkpoint_s,
+        )
+        self.router = Router([], self.receipts, aliases=aliases, catalog=catalog, auditor=self.scribe)
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         key = config.server.api_key
@@ -211,10 +221,13 @@ class Server:
             for provider in self._outside:
                 provider.close()
             await self.fleet.close()
+            if self.scribe is not None:
+                await asyncio.to_thread(self.scribe.close)
             self.receipts.close()
         if self._failure is not None:
             raise self._failure
         whole = self.receipts.fault is None and not self.router.active
+        whole = whole and (self.scribe is None or self.scribe.fault is None)
         say("stopped; every receipt is written" if whole else "stopped, with faults")
 
     async def _load(self) -> None:
@@ -245,6 +258,9 @@ class Server:
             self.state.runner.wake()
         spent = time.monotonic() - self._began
         say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
+        if self.scribe is not None:
+            audit = self.config.audit
+            say(f"audit log {audit.mode}: {self.scribe.log.size} entries in {audit.folder}")
 
     def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
         def opener(kept: Model | None) -> Opened:

@@ -69,6 +69,7 @@ class Pursuit:
         hedge_after_s: seconds without a commit after which a second offer is asked too; None takes the first
             offer's 95th percentile once it is known.
         deadline: monotonic.
+        witness: keep what is said, for the audit log.
 
     Attributes:
         attempts: every call made, in order of its end.
@@ -88,6 +89,7 @@ class Pursuit:
         started: float,
         deadline: float,
         rng: random.Random,
+        witness: bool = False,
     ) -> None:
         self.attempts: list[Attempt] = []
         self._request = request
@@ -101,6 +103,7 @@ class Pursuit:
         self._started = started
         self._deadline = deadline
         self._rng = rng
+        self._witness = witness
         self._tried: dict[str, int] = {}
         self._dead: set[str] = set()
         self._too_small = 0
@@ -282,7 +285,7 @@ class Pursuit:
         asked = self._request
         if asked.model != candidate.offer.model:
             asked = msgspec.structs.replace(asked, model=candidate.offer.model)
-        meter = Meter(capture=asked.capture)
+        meter = Meter(capture=asked.capture, witness=self._witness)
         health.inflight += 1
         health.calls += 1
         outcome: bool | None = None

@@ -6,7 +6,8 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
@@ -36,6 +37,19 @@ class Recorder(Protocol):
     def record(self, receipt: Receipt) -> None: ...
 
 
+class Auditor(Protocol):
+    """Accounts for requests in a log that cannot be rewritten unseen (``audit.scribe.Scribe``)."""
+
+    fault: str | None
+    failures: int
+
+    async def admit(self, request: Request, receipt: str) -> None: ...
+
+    def put(
+        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]]
+    ) -> "Future[None] | None": ...
+
+
 class Router:
     """Chooses who runs a request, and sees it through.
 
@@ -48,6 +62,7 @@ class Router:
         catalog: models, offers and policy; without one, what the providers have, free and local.
         rng: of jitter and exploration; seeded in tests.
         read: reads a learned router's file.
+        auditor: lets requests in and passes their receipts on; without one they go to ``receipts`` directly.
     """
 
     def __init__(
@@ -61,8 +76,10 @@ class Router:
         rng: random.Random | None = None,
         read: Callable[[str], bytes] = lambda path: Path(path).read_bytes(),
         breaker_s: float = BASE_S,
+        auditor: Auditor | None = None,
     ) -> None:
         self.receipts = receipts
+        self.auditor = auditor
         self.catalog = catalog or Catalog(aliases)
         self.listeners = list(listeners)
         self.state: State = "loading"
@@ -173,6 +190,7 @@ class Router:
             started=started,
             deadline=started + limit,
             rng=self._rng,
+            witness=self.auditor is not None,
         )
 
     def open(
@@ -201,14 +219,23 @@ class Router:
                 error=error,
                 started=started,
                 ended=time.monotonic(),
-            )
+            ),
+            request,
         )
 
-    def record(self, receipt: Receipt) -> None:
-        """Store a receipt and tell the listeners."""
-        self.receipts.record(receipt)
+    def record(
+        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]] | None = None
+    ) -> "Future[None] | None":
+        """Store a receipt and tell the listeners. In strict audit the result tells when its entry is
+        durable."""
+        done = None
+        if self.auditor is None:
+            self.receipts.record(receipt)
+        else:
+            done = self.auditor.put(receipt, request, pieces or {})
         for listener in self.listeners:
             listener(receipt)
+        return done
 
 
 class Answer:
@@ -239,11 +266,15 @@ class Answer:
         self._decision: Decision | None = None
         self._won: Won | None = None
         self._price: PriceVersion | None = None
+        self._accounted: Future[None] | None = None
 
     async def __aenter__(self) -> "Answer":
         self._router.active += 1
         self._router.running.add(self)
         try:
+            if self._router.auditor is not None:
+                self._router.admit()
+                await self._router.auditor.admit(self.request, self.receipt_id)
             decision = self._decision = self._router.decide(self.request)
             self._route = decision.route(decision.sequence[0])
             self._pursuit = self._router.pursue(self.request, decision, self._started)
@@ -300,6 +331,10 @@ class Answer:
             self._router.running.discard(self)
             self._leave(error)
             self._finish(error)
+        accounted, self._accounted = self._accounted, None
+        if accounted is not None and error is None:
+            # No log, no tokens: the last bytes wait for the entry, and are not sent without it.
+            await asyncio.wrap_future(accounted)
 
     def _leave(self, error: BaseException | None) -> None:
         """Tell the upstream's health and the conversation how it ended. Idempotent."""
@@ -347,7 +382,7 @@ class Answer:
                 else None,
                 warnings=self._meter.warnings,
             )
-            self._router.record(self.receipt)
+            self._accounted = self._router.record(self.receipt, self.request, self._meter.pieces)
         except Exception:
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(f"galley: NO RECEIPT for {self.receipt_id}: {traceback.format_exc()}\n")
