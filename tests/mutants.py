@@ -32,6 +32,7 @@ class Mutant(NamedTuple):
 
 
 S, P, Q = "runtime/scheduler.py", "runtime/preemption.py", "runtime/queue.py"
+INTAKE = "runtime/intake.py"
 SCHEDULER = "unit/runtime/test_scheduler.py"
 FAIR = "unit/runtime/test_fairness.py"
 PREEMPT = "unit/runtime/test_preemption.py"
@@ -40,34 +41,34 @@ STREAM = "unit/text/test_stream.py"
 
 MUTANTS = [
     Mutant("SCH-1", S, "if most > 0 and (count := self.preemption.reach(job, most, plan, now)) > 0:", "if (count := self.preemption.reach(job, most, plan, now)) >= 0 and job.state is State.RUNNING:", f"{SCHEDULER}::sch1_a_prompt"),
-    Mutant("SCH-1", S, "self.token_budget - plan.tokens, self.chunk)", "1 << 30, self.chunk)", f"{SCHEDULER}::sch1_chunks"),
+    Mutant("SCH-1", INTAKE, "it.token_budget - plan.tokens, it.chunk)", "1 << 30, it.chunk)", f"{SCHEDULER}::sch1_chunks"),
     Mutant("SCH-1", S, "self.max_jobs = max_jobs", "self.max_jobs = 1 << 30", f"{SCHEDULER}::sch1_max_jobs"),
-    Mutant("SCH-2", S, "        chunks = self._decodes(plan, now)\n", "        self._admit(plan, now, before)\n        chunks = self._decodes(plan, now)\n", f"{SCHEDULER}::sch2_decodes_come_first"),
+    Mutant("SCH-2", S, "        chunks = self._decodes(plan, now)\n", "        self.intake.admit(plan, now, before)\n        chunks = self._decodes(plan, now)\n", f"{SCHEDULER}::sch2_decodes_come_first"),
     Mutant("SCH-2", S, "room = self.token_budget - plan.tokens", "room = 100_000", f"{SCHEDULER}::sch2_a_6000"),
     Mutant("SCH-2", S, "if late:", "if False:", f"{FAIR}::half_of_the_step"),
     Mutant("SCH-2", S, "budget -= min(", "budget -= 0 * min(", f"{FAIR}::urgent"),
     Mutant("SCH-3", "runtime/admission.py", "if wanted > self.room:", "if False:", f"{SCHEDULER}::sch3"),
     Mutant("SCH-3", S, "self.preemption.force(plan, now)", "pass", f"{PREEMPT}::sch3"),
-    Mutant("SCH-4", S, "job.skipped > self.policy.patience", "False", f"{SCHEDULER}::sch4"),
-    Mutant("SCH-4", S, "if stuck or missed >= self.policy.look:", "if True:", f"{SCHEDULER}::sch4"),
+    Mutant("SCH-4", INTAKE, "job.skipped > it.policy.patience", "False", f"{SCHEDULER}::sch4"),
+    Mutant("SCH-4", INTAKE, "if stuck or missed >= it.policy.look:", "if True:", f"{SCHEDULER}::sch4"),
     Mutant("SCH-5", "runtime/policy.py", "rank = (job.tier, -(job.computed % block_size), job.sequence)", "rank = (-job.tier, -(job.computed % block_size), job.sequence)", f"{SCHEDULER}::sch5_victim"),
     Mutant("SCH-5", "runtime/policy.py", "rank = (job.tier, -(job.computed % block_size), job.sequence)", "rank = (job.tier, job.computed % block_size, job.sequence)", f"{SCHEDULER}::sch5_victim"),
     Mutant("SCH-5", "runtime/policy.py", "rank = (job.tier, -(job.computed % block_size), job.sequence)", "rank = (job.tier, -(job.computed % block_size), -job.sequence)", f"{SCHEDULER}::sch5_victim"),
     Mutant("SCH-5", "runtime/policy.py", "if spared and not forced:", "if False:", f"{SCHEDULER}::sch5_victim"),
     Mutant("SCH-5", P, "it.tree.release(job.table, job.tokens, job.computed)", "it.tree.release(job.table, job.tokens, 0) or it.tree.evict(it.pool.idle)", f"{PREEMPT}::sch5_only_the_tail"),
-    Mutant("SCH-5", S, "stuck = job.state is State.PREEMPTED or", "stuck =", f"{PREEMPT}::sch5_new_jobs"),
+    Mutant("SCH-5", INTAKE, "stuck = job.state is State.PREEMPTED or", "stuck =", f"{PREEMPT}::sch5_new_jobs"),
     Mutant("SCH-5", Q, "return (tier, job.state is State.WAITING, counter, job.sequence)", "return (tier, job.state is State.PREEMPTED, counter, job.sequence)", f"{SCHEDULER}::sch5_preempted_before_new"),
     Mutant("SCH-6", P, "it.tree.release(job.table, job.tokens, job.computed)\n        it.stop(job)\n        job.computed = 0", "it.stop(job)", f"{PREEMPT}::sch6"),
     Mutant("SCH-7", "runtime/fairness.py", "self._counters[tenant] = self[tenant] + cost / self.weight(tenant)", "pass", f"{FAIR}::service_gap"),
     Mutant("SCH-7", "runtime/fairness.py", "cost / self.weight(tenant)", "cost", f"{FAIR}::weights_divide"),
     Mutant("SCH-7", "runtime/fairness.py", "            self._lift(tenant, tier)\n", "", f"{FAIR}::idleness"),
     Mutant("SCH-7", "runtime/fairness.py", "if min(tiers) <= tier)", ")", f"{FAIR}::lower_tier"),
-    Mutant("SCH-7", S, "self.fairness.prompt(job.tenant", "self.fairness.price(job.tenant", f"{FAIR}::service_gap or flood"),
+    Mutant("SCH-7", INTAKE, "it.fairness.prompt(job.tenant", "it.fairness.price(job.tenant", f"{FAIR}::service_gap or flood"),
     Mutant("SCH-7", S, "self.fairness.output(job.tenant, len(new))", "pass", f"{FAIR}::service_gap"),
     Mutant("SCH-7", Q, "lifted = int((now - job.meter.arrived) // self.age_s)", "lifted = 0", f"{FAIR}::ageing"),
     Mutant("SCH-7", Q, "return max(job.tier - lifted, min(top, job.tier))", "return job.tier - lifted", f"{FAIR}::age_does_not"),
-    Mutant("SCH-7", S, "            self._admit(plan, now, before, job)\n", "", f"{FAIR}::prompts_of_running"),
-    Mutant("SCH-7", S, "free = self.preemption.clear(job, plan, now)", "pass", f"{FAIR}::urgent_prompt"),
+    Mutant("SCH-7", S, "            self.intake.admit(plan, now, before, job)\n", "", f"{FAIR}::prompts_of_running"),
+    Mutant("SCH-7", INTAKE, "free = it.preemption.clear(job, plan, now)", "pass", f"{FAIR}::urgent_prompt"),
     Mutant("SCH-8", "runtime/admission.py", "if (shared - hit) * size >= self.policy.hold_back:", "if False:", f"{SCHEDULER}::sch8_simultaneous"),
     Mutant("SCH-8", "runtime/admission.py", "(job.passed < policy.patience, -hits[job])", "(job.passed < policy.patience, 0)", f"{SCHEDULER}::sch8_the_longest"),
     Mutant("SCH-8", "runtime/admission.py", "<= self.policy.slack", "<= 1e18", f"{SCHEDULER}::sch8_not_beyond"),
@@ -93,7 +94,7 @@ MUTANTS = [
     Mutant("CAN-5", "runtime/gate.py", "wait > max_queue_s:", "False:", "unit/runtime/test_gate.py::can5_a_deadline"),
     Mutant("CAN-5", "errors.py", "self.status = 504", "pass", "unit/endpoint/test_terms.py::can5"),
     Mutant("CAN-6", "runtime/engine.py", "            if self._draining:\n                raise", "            if False:\n                raise", f"{ENGINE}::can6"),
-    Mutant("CAN-6", "runtime/engine.py", "        while self._sinks:\n            await", "        while False:\n            await", f"{ENGINE}::can6"),
+    Mutant("CAN-6", "runtime/engine.py", "        while self._readers:\n            await", "        while False:\n            await", f"{ENGINE}::can6"),
     Mutant("TXT-1", "runtime/text/stream.py", "self._decoder.decode(self._bytes(token))", "self._bytes(token).decode('utf-8', 'replace')", f"{STREAM}::txt1"),
     Mutant("TXT-2", "runtime/text/stream.py", "self.stop = None\n\n    def push", "self._decoder.decode(b''.join(map(tokenizer.token_bytes, prompt_ids)))\n        self.stop = None\n\n    def push", f"{STREAM}::txt2"),
     Mutant("TXT-3", "runtime/text/stream.py", "getincrementaldecoder(\"utf-8\")(\"replace\")", "getincrementaldecoder(\"utf-8\")(\"ignore\")", f"{STREAM}::txt3"),
