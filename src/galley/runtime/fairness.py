@@ -21,8 +21,9 @@ class Fairness:
     task that wakes). A name never seen before gets none, else made-up names would always come first.
 
     Bound, for two tenants of equal weight that wait all the while: their service differs by at most
-    ``2·max(w_in·longest prompt, w_out·tokens that run at once)``, and the credit (Sheng et al., "Fairness in Serving Large
-    Language Models", OSDI 2024, arXiv 2401.00588, theorem 4.4). Work-conserving: nobody idle is waited for.
+    ``2·max(w_in·longest prompt, w_out·tokens that run at once)`` and the credit (Sheng et al., "Fairness in
+    Serving Large Language Models", OSDI 2024, arXiv 2401.00588, theorem 4.4). Work-conserving: nobody idle is
+    waited for.
 
     A higher tier is served first whatever the counters say: only tenants that wait in the same tier or a
     better one lift a newcomer, else one starved below would hand its credit to a newcomer above.
