@@ -186,7 +186,7 @@ class World:
                 spot.pico_s = max(spot.pico_s, spot.mean * 3 // 2)
 
     def jobs(self, start: int, days: int) -> list[Job]:
-        """Deferrable work: 40 jobs a day, 10 minutes to 5 hours each, 2 to 24 hours more until the deadline."""
+        """Deferrable work: 40 jobs a day, 10 minutes to 5 hours each, and 2 to 24 hours more to do it in."""
         rng, made = self._work, []
         for number in range(40 * days):
             arrives = start + rng.randrange(days * DAY)

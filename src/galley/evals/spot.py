@@ -99,9 +99,7 @@ class Simulation:
         self.rule = rule
         self.world = World(scenario, seed, START - WARM_S)
         self.desk = Desk(Book())
-        self.planner = Planner(
-            self.desk, Need(model=MODEL, seconds=3600), look_s=STEP_S, **RULES[rule]
-        )
+        self.planner = Planner(self.desk, Need(model=MODEL, seconds=3600), look_s=STEP_S, **RULES[rule])
         self.events: list[list[Any]] = []
         self._jobs = self.world.jobs(START, days)
         self._demand = self.world.demand(START, days)
@@ -161,8 +159,8 @@ class Simulation:
     def _buy(
         self, kind: str, need: Need, at: int, *, after: Reservation | None = None, tag: str
     ) -> Running | None:
-        """Ask the planner and do as it says. ``after``: the unit it follows; on the same lot without a gap and
-        without starting again, elsewhere started early enough."""
+        """Ask the planner and do as it says. ``after``: the unit it follows; on the same lot without a gap
+        and without starting again, elsewhere started early enough."""
         term = TERM_S[kind]
         stays = after is not None and not after.taken
         said = self.planner.plan(need, at, term_s=term, on=after.lot if after is not None and stays else "")
@@ -277,7 +275,7 @@ class Simulation:
 
 def compare(scenario: Scenario, seeds: Iterable[int], *, days: int = 7) -> dict[str, Any]:
     """Every rule on every seed, JSON-safe. The saving is against ``on-demand`` of the same seed."""
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in seeds:
         weeks = {rule: Simulation(scenario, seed, rule, days=days).run() for rule in RULES}
         base = weeks["on-demand"]

@@ -66,7 +66,7 @@ class Book:
 
     def matches(self, need: Need, at: int) -> list[Match]:
         """Lots that can take the need at ``at``, the lowest expected total price first; at equal prices the
-        one listed earlier, then by id. O(n log n) in the lots of the model. Free capacity is not looked at."""
+        one listed earlier, then by id. O(n log n) in the model's lots. Free capacity is not looked at."""
         lots = self._models.get(need.model, {}).values()
         found = [Match(lot, lot.expected(need)) for lot in lots if lot.refuses(need, at) is None]
         return sorted(found, key=lambda match: (match.pico, match.lot.listed, match.lot.id))

@@ -54,9 +54,11 @@ class Curve(msgspec.Struct, frozen=True):
         """
         points: list[Point] = []
         best: Point | None = None
-        for within in sorted(horizons_s):
-            for start in moments(book, need.model, at, within):
-                for match in book.matches(need, start)[:1]:
+        horizons = sorted(horizons_s)
+        starts = moments(book, need.model, at, horizons[-1])
+        for within in horizons:
+            while starts and starts[0] <= at + within:
+                for match in book.matches(need, starts.pop(0))[:1]:
                     if best is None or match.pico < best.pico:
                         best = Point(within_s=within, pico=match.pico, firm=True, lot=match.lot.id)
             if best is None:

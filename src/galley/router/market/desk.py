@@ -98,7 +98,9 @@ class Desk:
         )
         cost = made.cost(end)
         if limit_pico is not None and cost > limit_pico:
-            raise NoTrade(f"{lot.id} would cost {cost} pico-dollars, the limit is {limit_pico}", code="above_limit")
+            raise NoTrade(
+                f"{lot.id} would cost {cost} pico-dollars, the limit is {limit_pico}", code="above_limit"
+            )
         self._next += 1
         self._held[made.id] = made
         self._of.setdefault(lot.id, {})[made.id] = made
@@ -129,20 +131,18 @@ class Desk:
         return over
 
     def preempt(self, lot: str, at: int, *, keep: int, notice_s: int) -> list[Reservation]:
-        """A lot is left with ``keep`` units from ``at + notice_s`` on. The youngest reservations of units that
-        may be taken go first. Returns those now being taken away, with their new ``end``."""
+        """A lot is left with ``keep`` units from ``at + notice_s`` on. Of the reservations that may be taken
+        the youngest go first. Returns those now being taken away, with their new ``end``."""
         end = at + notice_s
         mine = [each for each in self._of.get(lot, {}).values() if each.end > end]
-        excess = self.used(lot, end, max((each.end for each in mine), default=end)) - keep
+        last = max((each.end for each in mine), default=end)
         taken = []
         for each in sorted(mine, key=lambda one: -one.id):
-            if excess <= 0:
+            if self.used(lot, end, last) <= keep:
                 break
-            if not each.preemptible:
-                continue
-            each.end, each.taken = max(each.start, end), True
-            excess -= each.units
-            taken.append(each)
+            if each.preemptible and not each.taken:
+                each.end, each.taken = max(each.start, end), True
+                taken.append(each)
         return taken
 
     def offer(self, lot: Lot, at: int) -> list[Reservation]:

@@ -108,7 +108,9 @@ class Lot(msgspec.Struct, frozen=True, kw_only=True):
         if not self.valid_from <= at < self.valid_to:
             return "it is not offered at this time"
         if need.regions and self.region not in need.regions:
-            return f"its region {self.region or 'is unknown and'} is not among {', '.join(sorted(need.regions))}"
+            return (
+                f"its region {self.region or 'is unknown and'} is not among {', '.join(sorted(need.regions))}"
+            )
         if need.steady and self.preemptible:
             return "it may be taken away"
         if need.max_ttft_ms is not None and (self.ttft_ms is None or self.ttft_ms > need.max_ttft_ms):

@@ -5,6 +5,7 @@ import msgspec
 from galley.router.market.book import Match
 from galley.router.market.curve import FINE_S, Curve
 from galley.router.market.desk import Desk
+from galley.router.market.lot import Lot
 from galley.router.market.need import Need
 from galley.router.market.past import Past
 
@@ -104,8 +105,9 @@ class Planner:
             if (self._spot or not lot.preemptible) and end > at and self.desk.free(lot, at, end) >= 1:
                 if lot.id == on:
                     warm = msgspec.structs.replace(lot, start_s=0)
-                    match = Match(lot, warm.expected(need))
-                found.append(match)
+                    found.append(Match(lot, warm.expected(need)))
+                else:
+                    found.append(match)
         if on:
             found.sort(key=lambda match: (match.pico, match.lot.listed, match.lot.id))
         return found
@@ -127,12 +129,11 @@ class Planner:
             if later is None:
                 return Decline("nothing is on offer within its limits")
             return Wait(later, "nothing on offer has room within its limits")
-        start_s = min((match.lot.start_s for match in firm), default=0)
         slack = 0
         if need.deadline is not None:
             fastest = min(match.lot.done(need, at) for match in firm) if firm else need.deadline
             slack = need.deadline - fastest
-        safe = [match for match in options if self._is_safe(match, need, slack, start_s, firm, at)]
+        safe = [match for match in options if self._is_safe(match.lot, need, slack, firm, at)]
         if not safe:
             # Every choice may be late: the one that is done first does least harm.
             soonest = min(options, key=lambda match: (match.lot.done(need, at), match.pico))
@@ -146,10 +147,7 @@ class Planner:
         until = min(at + self._look_s, need.deadline)
         return Wait(until, f"expected to fall from {best.pico} to {point.pico} pico-dollars")
 
-    def _is_safe(
-        self, match: Match, need: Need, slack: int, start_s: int, firm: list[Match], at: int
-    ) -> bool:
-        lot = match.lot
+    def _is_safe(self, lot: Lot, need: Need, slack: int, firm: list[Match], at: int) -> bool:
         if not lot.preemptible:
             return need.deadline is None or lot.done(need, at) <= need.deadline
         room = sum(self.desk.free(each.lot, at, at + 1) for each in firm)
@@ -157,13 +155,15 @@ class Planner:
             return False
         if need.deadline is not None and slack > self._look_s + need.redo_s + need.drain_s + lot.start_s:
             return True
-        return bool(firm) and lot.notice_s >= start_s + need.drain_s
+        return lot.notice_s >= min(each.lot.start_s for each in firm) + need.drain_s
 
     def _later(self, anytime: Need, need: Need, at: int) -> int | None:
         """When to ask again though nothing can be had now; None when that is in vain."""
         lots = self.desk.book.of(need.model)
         look = at + self._look_s
-        starts = [lot.valid_from for lot in lots if lot.valid_from > at and not lot.refuses(anytime, lot.valid_from)]
+        starts = [
+            lot.valid_from for lot in lots if lot.valid_from > at and not lot.refuses(anytime, lot.valid_from)
+        ]
         full = any(lot.refuses(anytime, at) is None for lot in lots)
         if full or (need.deadline is not None and look < need.deadline):
             return min([look, *starts])
