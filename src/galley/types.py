@@ -299,6 +299,10 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """What was not eligible, and why."""
     quote_pico: int | None = None
     """Most pico-dollars the chosen offer may cost."""
+    asked: str = ""
+    """The name that was asked for: a model, an alias or a route."""
+    kind: str = ""
+    """Kind of work that the policy saw in the prompt, where it looked for one."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -306,8 +310,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     provider: str
     model: str
-    outcome: Literal["won", "failed", "lost", "cancelled"]
-    """``lost``: cancelled because another attempt was faster."""
+    outcome: Literal["won", "failed", "lost", "cancelled", "escalated"]
+    """``lost``: cancelled because another attempt was faster; ``escalated``: it answered, but a cascade was
+    not sure enough of the answer."""
     at_s: float
     """Seconds after arrival."""
     took_s: float
@@ -319,6 +324,34 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     hedge: bool = False
     probe: bool = False
     """It also tested whether a failed upstream is back."""
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cascade made of its first model's answer.
+
+    Attributes:
+        first: the offer that answered first, ``model@provider``.
+        confidence: calibrated probability that its answer is good; None when it could not be judged.
+        needed: the least that was enough.
+        escalated: whether another model's answer was given instead; ``to`` is its offer.
+        reason: in words; also why an unsure answer was kept, or a sure one was not.
+        signals: what was read off its log-probabilities, by name.
+        tokens: completion tokens that were read.
+        took_s: seconds from its commit to the decision.
+        usage, resources: of the first attempt when it was not the answer; zeros when it was.
+    """
+
+    first: str
+    confidence: float | None
+    needed: float
+    escalated: bool
+    to: str = ""
+    reason: str = ""
+    signals: dict[str, float] = {}
+    tokens: int = 0
+    took_s: float = 0.0
+    usage: Usage = Usage()
+    resources: Resources = Resources()
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -372,3 +405,5 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     warnings: list[str] = []
     """What went wrong in reading the output, such as a malformed tool call, whose text was returned."""
+    judgement: Judgement | None = None
+    """Of a cascade: whether the first model's answer was kept."""
