@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "dispatch.hpp"
-#include "arena.hpp"
+#include "model.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
