@@ -161,6 +161,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing of this request's KV may be written to disk."""
     max_queue_s: float | None = None
     max_total_s: float | None = None
+    allowed_models: list[str] = []
+    """Models that may serve it, whatever it is called by (the API key's list); empty means all."""
     local_only: bool = False
     """The request forbids leaving this machine. The catalog's policy may forbid it for all requests."""
     residency: list[str] = []

@@ -138,7 +138,9 @@ class Generate:
         """The request, checked as far as can be without a model. Raises GalleyError."""
         found = self._door.parse(body, request_id=request_id, capture=self._capture, key=principal.key)
         request, options = await found if inspect.isawaitable(found) else found
-        principal.need_model(request.model, self._router.catalog.aliases.get(request.model, request.model))
+        allowed = principal.reachable(request.model, self._router.catalog)
+        if allowed:
+            request = msgspec.structs.replace(request, allowed_models=allowed)
         if options.keep and self._keep is None:
             options = msgspec.structs.replace(options, keep=False)
             request = msgspec.structs.replace(request, ignored_params=["store", *request.ignored_params])

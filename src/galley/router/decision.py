@@ -138,8 +138,12 @@ class Chooser:
             how = "named by the request" if real == name else f"alias {name!r}"
             rule, policy = "fixed", Fixed(how)
             models = [real, *catalog.models[real].fallback]
+        barred: dict[str, str] = {}
+        if request.allowed_models:
+            barred = {each: "the key may not use it" for each in models if each not in request.allowed_models}
+            models = [each for each in models if each not in barred]
         eligible = Eligible.find(catalog, facts, models, self._today())
-        refused = {refusal.what: refusal.why for refusal in eligible.refused}
+        refused = barred | {refusal.what: refusal.why for refusal in eligible.refused}
         if not eligible.models:
             raise refuse(name, refused)
         choice = policy.choose(self._question(request, facts, eligible))
