@@ -182,7 +182,8 @@ class Fit:
         return np.asarray(np.interp(logit, self.knots, self.shares), dtype=np.float64)
 
     def _scaled(self, x: Floats) -> Floats:
-        return np.clip((x - self.centre) / self.spread, -4.0, 4.0)
+        scaled: Floats = np.clip((x - self.centre) / self.spread, -4.0, 4.0)
+        return scaled
 
 
 def isotonic(logit: Floats, good: Floats) -> tuple[Floats, Floats]:
