@@ -8,9 +8,30 @@ from typing import Any, Literal
 
 import msgspec
 
-from galley.usage import Resources as Resources
-from galley.usage import Times as Times
-from galley.usage import Usage as Usage
+from galley.usage import Resources, Times, Usage
+
+__all__ = [
+    "MODEL_CHOOSES",
+    "Attempt",
+    "CacheBreakpoint",
+    "CacheHint",
+    "Choice",
+    "Delta",
+    "Digests",
+    "FinishReason",
+    "Judgement",
+    "Receipt",
+    "ReceiptStatus",
+    "Request",
+    "Resources",
+    "Route",
+    "SamplingParams",
+    "StructuredOutputs",
+    "Times",
+    "TokenLogprob",
+    "ToolCallDelta",
+    "Usage",
+]
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 """How a choice may end well. Cancels and faults are not finish reasons: they are ``Receipt.status``."""
