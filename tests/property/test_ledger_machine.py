@@ -1,7 +1,7 @@
 """Any interleaving of reserve, extend, stream, renew, settle, cancel, crash and expire by 1 to 8 workers.
 
-A model in plain integers says what each step must do: who is let in (committed + reserved <= budget, exactly),
-what the counters hold, and what is owed at the end. Both databases run the same machine.
+A model in plain integers says what each step must do: who is let in (committed + reserved <= budget, to the
+last digit), what the counters hold, and what is owed at the end. Both databases run the same machine.
 """
 
 import itertools
@@ -125,8 +125,8 @@ class LedgerMachine(RuleBasedStateMachine):
             scopes = act.subject.party.scopes()
             if self.fits(scopes, day, act.need):
                 assert isinstance(result, Grant), result
-                one = {"scopes": scopes, "day": day, "need": act.need, "worker": worker, "out": 0, "renewed": 0,
-                       "extends": 0}  # fmt: skip
+                one = {"scopes": scopes, "day": day, "need": act.need, "worker": worker}
+                one |= {"out": 0, "renewed": 0, "extends": 0}
                 self.open[act.id] = one
                 self.hold(one, act.need)
             else:
