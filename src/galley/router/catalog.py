@@ -17,6 +17,7 @@ from galley.economics.price import FREE, PriceBook, PriceVersion, UnknownPrice, 
 from galley.errors import ConfigError, ModelNotFound
 from galley.providers.base import ModelCard, Provider
 from galley.router.facts import CAPABILITIES
+from galley.router.market.market import MarketTable
 
 __all__ = ["Catalog", "Logical", "Offer", "PolicyTable", "ProviderTable", "RouteTable"]
 
@@ -123,6 +124,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: list[Logical] = []
     provider: list[ProviderTable] = []
     route: list[RouteTable] = []
+    market: MarketTable | None = None
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
