@@ -4,8 +4,8 @@
 
 COMMAND is `llm-comply` in an environment of its own; ``make comply`` makes it. The exit code is 0 when nothing
 failed but what EXPECTED lists, and nothing that it lists passed. A small model that draws at random may talk
-until its `max_tokens`, which some tests take for a fault: such a test is asked again, up to twice, and the line
-says so.
+until its `max_tokens`, which some tests take for a fault: such a test is asked again, up to twice, and the
+line says so.
 """
 
 import json
@@ -65,7 +65,8 @@ def main(command: str, model: str = "smollm2-135m", port: int = 7199) -> int:
     try:
         wait(url)
         for form, expected in EXPECTED.items():
-            for test in suite(command, form, url, model):
+            for first in suite(command, form, url, model):
+                test = first
                 name, told, tries = test["name"], expected.get(test["name"]), 1
                 while test["status"] == "failed" and told is None and tries < 3:
                     (test,) = suite(command, form, url, model, test["id"])
