@@ -1,11 +1,11 @@
-"""The suites of `llm-comply`, unmodified, against a served model: chat completions, open responses, messages.
+"""The suites of `llm-comply`, unmodified, against a served model: chat, open responses, messages.
 
     python -m tests.conformance.compliance COMMAND [MODEL]
 
-COMMAND is `llm-comply` in an environment of its own; ``make comply`` makes it. The exit code is 0 when nothing
-failed but what EXPECTED lists, and nothing that it lists passed. A small model that draws at random may talk
-until its `max_tokens`, which some tests take for a fault: such a test is asked again, up to twice, and the
-line says so.
+COMMAND is `llm-comply` in an environment of its own; ``make comply`` makes it. The exit code is 0 when
+nothing failed but what EXPECTED lists, and nothing that it lists passed. A small model that draws at random
+may talk until its `max_tokens`, which some tests take for a fault: such a test is asked again, up to twice,
+and the line says so.
 """
 
 import json
