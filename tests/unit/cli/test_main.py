@@ -23,7 +23,17 @@ from galley.config import Config
 from galley.errors import EngineFault, GalleyError, Overloaded
 from galley.types import Request, SamplingParams
 
-HEAVY = {"numpy", "starlette", "uvicorn", "tokenizers", "rich", "jinja2", "msgspec", "asyncio", "tomllib"}
+HEAVY = {
+    "numpy",
+    "starlette",
+    "uvicorn",
+    "tokenizers",
+    "sqlalchemy",
+    "jinja2",
+    "msgspec",
+    "asyncio",
+    "tomllib",
+}
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
