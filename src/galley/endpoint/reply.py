@@ -24,6 +24,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
+    ndjson: bool = False
+    """A stream of JSON lines instead of server-sent events, without keep-alives: those would be lines too."""
     keep: bool = False
     """Store the answer so that it can be asked for again."""
     names: dict[str, str] = {}
@@ -115,6 +117,7 @@ class Gathered:
             "role": "assistant",
             "content": text or (None if calls else ""),
             "refusal": None,
+            "annotations": [],
         }
         if reasoning:
             message["reasoning_content"] = reasoning
