@@ -108,15 +108,7 @@ class LLM:
             self._compiler = running.provider.toolbox.compiler
             own = contextlib.closing(ReceiptStore(config.receipts.path))
             self._receipts = receipts or opened.enter_context(own)
-            audit = config.audit
-            self._scribe = Scribe.opened(
-                self._receipts,
-                mode=audit.mode,
-                folder=audit.folder,
-                signing_key=audit.signing_key,
-                origin=audit.origin,
-                checkpoint_s=audit.checkpoint_s,
-            )
+            self._scribe = Scribe.opened(self._receipts, **msgspec.structs.asdict(config.audit))
             if self._scribe is not None:
                 opened.callback(self._scribe.close)
             self._capture = config.receipts.capture

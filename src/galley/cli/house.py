@@ -6,6 +6,7 @@ import uuid
 from typing import Any, Self
 
 import click
+import msgspec
 
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
@@ -31,15 +32,7 @@ class House:
             # Receipts are closed last: the engine's end is the last to write any.
             receipts = ReceiptStore(config.receipts.path)
             opened.callback(receipts.close)
-            audit = config.audit
-            scribe = Scribe.opened(
-                receipts,
-                mode=audit.mode,
-                folder=audit.folder,
-                signing_key=audit.signing_key,
-                origin=audit.origin,
-                checkpoint_s=audit.checkpoint_s,
-            )
+            scribe = Scribe.opened(receipts, **msgspec.structs.asdict(config.audit))
             if scribe is not None:
                 opened.callback(scribe.close)
             disk, costs = disk_options(config), config.home / "cost"

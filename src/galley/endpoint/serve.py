@@ -1,15 +1,14 @@
 """``galley serve``: the socket, the loading, the signals, and the way out."""
 
 import asyncio
-import contextlib
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
+import msgspec
 import uvicorn
 import uvloop
 
@@ -21,6 +20,7 @@ from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
 from galley.endpoint.keys import KeyStore
+from galley.endpoint.listener import Listener, bind
 from galley.endpoint.ollama.facts import FactsBook
 from galley.endpoint.ollama.routes import ollama_routes
 from galley.endpoint.protocol import Protocol
@@ -90,14 +90,6 @@ def options_of(config: Config) -> EngineOptions:
     return EngineOptions(**{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__})
 
 
-class Listener(uvicorn.Server):
-    """uvicorn without its signal handling: it re-raises SIGTERM at the end, which is not exit code 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class Server:
     """One serving process.
 
@@ -125,15 +117,7 @@ class Server:
         self._aliases = aliases
         catalog = self._read_catalog()
         self._outside: list[RemoteProvider] = []
-        audit = config.audit
-        self.scribe = Scribe.opened(
-            self.receipts,
-            mode=audit.mode,
-            folder=audit.folder,
-            signing_key=audit.signing_key,
-            origin=audit.origin,
-            checkpoint_s=audit.checkpoint_s,
-        )
+        self.scribe = Scribe.opened(self.receipts, **msgspec.structs.asdict(config.audit))
         self.router = Router([], self.receipts, aliases=aliases, catalog=catalog, auditor=self.scribe)
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
@@ -397,16 +381,3 @@ def stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return state.st_mtime_ns, state.st_size
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError when the address cannot be had."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-            param="server.port",
-            hint="Another server may be running; try --port 0.",
-        ) from error

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 from galley.audit.assemble import add_usage, assemble
 from galley.audit.assemble import receipt_id as new_receipt_id
@@ -23,6 +23,7 @@ from galley.router.catalog import Catalog
 from galley.router.decision import Chooser, Decision
 from galley.router.health import BASE_S, Budget, Health
 from galley.router.judged import Cascading
+from galley.router.recorder import Auditor, Recorder
 from galley.types import Delta, Judgement, Receipt, ReceiptStatus, Request, Route, Usage
 
 __all__ = ["Answer", "Recorder", "Router"]
@@ -30,25 +31,6 @@ __all__ = ["Answer", "Recorder", "Router"]
 PROBE_S = 2.0
 """Seconds a health page may take."""
 State = Literal["loading", "ready", "draining", "failed"]
-
-
-class Recorder(Protocol):
-    """Where receipts go (``audit.receipts.ReceiptStore``)."""
-
-    def record(self, receipt: Receipt) -> None: ...
-
-
-class Auditor(Protocol):
-    """Accounts for requests in a log that cannot be rewritten unseen (``audit.scribe.Scribe``)."""
-
-    fault: str | None
-    failures: int
-
-    async def admit(self, request: Request, receipt: str) -> None: ...
-
-    def put(
-        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]]
-    ) -> "Future[None] | None": ...
 
 
 class Router:

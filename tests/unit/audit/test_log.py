@@ -332,7 +332,7 @@ def test_what_is_no_checkpoint(tmp_path: Path, signer: Signer, spoil: Callable[[
     verifier.check_signature(verifier.read_head(note.encode()), signer.vkey)
     bad = spoil(note)
     with pytest.raises((BadNote, verifier.Wrong)):
-        verifier.check_signature(verifier.read_head(bad.encode()), signer.vkey)
+        verifier.read_signed(bad.encode(), signer.vkey)
     with pytest.raises(BadNote):
         Verifier(signer.vkey).check(parse_checkpoint(bad))
 
