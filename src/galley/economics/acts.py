@@ -187,6 +187,8 @@ class QuotaExceeded(GalleyError):
 class RateExceeded(GalleyError):
     """A limit a minute, or on requests under way. ``extra`` names scope and limit."""
 
+    rates: tuple[Rate, ...] = ()
+
     status = 429
     type = "requests"
     code = "rate_limit_exceeded"

@@ -24,7 +24,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         prompt_most: no fewer tokens than the prompt can have; ``prompt_likely`` a fair estimate.
         output_most: completion tokens of all choices together.
-        exact: ``prompt_most`` is the true count.
+        local: our own engine counts the prompt itself, so both are the true count.
     """
 
     provider: str
@@ -33,7 +33,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     prompt_most: int
     prompt_likely: int
     output_most: int
-    exact: bool
+    local: bool
 
     @property
     def pico(self) -> int:
@@ -145,6 +145,8 @@ class Hold:
         if self.unrecorded:
             return
         self._extends += 1
+        if self._slot is not None:
+            self._ledger.board.note_prompt(self._slot, ask.prompt_likely, 0)
         grant = await self._ledger.extend(
             Extension(
                 id=self.id,
@@ -168,10 +170,11 @@ class Hold:
         if ask is not None and pico:
             self._sunk.append(Sunk(provider=ask.provider, pico=pico, version=ask.price.id))
 
-    def prompt(self, tokens: int, cached: int) -> None:
-        """What the engine says of the prompt."""
+    def prompt(self, cached: int) -> None:
+        """How much of the prompt the engine found in its cache."""
         if self._slot is not None:
-            self._ledger.board.note_prompt(self._slot, tokens, cached)
+            known = self._ledger.board.read_slot(self._slot)
+            self._ledger.board.note_prompt(self._slot, known.prompt_tokens, cached)
 
     def deliver(self, tokens: int) -> None:
         """So many more tokens of output go out with the next chunk. A memory write."""
