@@ -98,7 +98,9 @@ class Hold:
     async def _open(self, ask: Ask) -> None:
         now = self._ledger.clock_us()
         most = ask.prompt_most + ask.output_most
-        self.subject = msgspec.structs.replace(self.subject, provider=ask.provider, model=ask.model)
+        self.subject = msgspec.structs.replace(
+            self.subject, provider=ask.provider, model=ask.model, local=ask.local
+        )
         opening = Opening(
             id=self.id,
             subject=self.subject,
@@ -139,7 +141,9 @@ class Hold:
             self._slot = None
 
     async def _extend(self, ask: Ask) -> None:
-        self.subject = msgspec.structs.replace(self.subject, provider=ask.provider, model=ask.model)
+        self.subject = msgspec.structs.replace(
+            self.subject, provider=ask.provider, model=ask.model, local=ask.local
+        )
         wanted = sum(each.pico for each in self._asks.values()) + sum(lost.pico for lost in self._sunk)
         more = max(0, wanted - self._held_pico)
         if self.unrecorded:
@@ -155,6 +159,7 @@ class Hold:
                 price=ask.price,
                 provider=ask.provider,
                 model=ask.model,
+                local=ask.local,
                 now_us=self._ledger.clock_us(),
                 sunk=tuple(self._sunk),
             )
