@@ -19,7 +19,7 @@ help:
 	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
 	@echo "make test   install, pull $(MODEL), run all tests"
 	@echo "make soak   1,000 kill -9 and restart cycles, and the state machines, SOAK=$(SOAK) times as long"
-	@echo "make fuzz   damaged bodies and model files, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
+	@echo "make fuzz   damaged bodies, model files and cache folders, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make mutants  break each rule in a copy: the test that names it must fail"
 	@echo "make conformance  unmodified clients against the endpoint, each in an environment of its own"
 	@echo "make lint   ruff and mypy"
@@ -57,6 +57,7 @@ bench: model
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz http --seconds $(FUZZ_SECONDS)
 	$(BIN)/python -m tests.fuzz gguf --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.fuzz disk --seconds $(FUZZ_SECONDS)
 
 mutants: $(VENV)/.installed
 	$(BIN)/python -m tests.mutants

@@ -17,6 +17,7 @@ from galley.economics.price import FREE, PriceBook, PriceVersion, UnknownPrice, 
 from galley.errors import ConfigError, ModelNotFound
 from galley.providers.base import ModelCard, Provider
 from galley.router.facts import CAPABILITIES
+from galley.router.market.market import MarketTable
 
 __all__ = ["Catalog", "Logical", "Offer", "PolicyTable", "ProviderTable", "RouteTable"]
 
@@ -86,7 +87,7 @@ class RouteTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """``[[route]]``: a name that stands for a choice among models, by a policy."""
 
     name: str
-    policy: Literal["fixed", "rules", "specialised", "learned", "bandit", "factors"]
+    policy: Literal["fixed", "rules", "specialised", "learned", "cascade", "bandit", "factors"]
     models: list[str]
     options: dict[str, Any] = {}
 
@@ -122,6 +123,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: list[Logical] = []
     provider: list[ProviderTable] = []
     route: list[RouteTable] = []
+    market: MarketTable | None = None
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
