@@ -174,7 +174,7 @@ def failures(results: dict[str, dict[str, Distance]], galley: list[str]) -> list
     """Which gates Galley misses, in words.
 
     A mean KL counts as worse than the peer's beyond two standard errors of the difference. An int8 cache is
-    held to what it adds to the mean KL of f16, where both were measured, and not to the share of equal tokens.
+    held to what it adds to the mean KL of f16, where both were measured, not to the share of equal tokens.
     """
     missed = []
     for model, engines in results.items():
