@@ -24,7 +24,6 @@ __all__ = ["Catalog", "Logical", "Offer", "PolicyTable", "ProviderTable", "Route
 Location = Literal["local", "site", "cloud"]
 """``local``: this machine; ``site``: ours, elsewhere; ``cloud``: somebody else's."""
 BASIC = ("chat", "completion")
-REMOTE_LACKS = frozenset(("logprobs", "token_ids"))
 
 
 class Logical(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,6 +80,8 @@ class ProviderTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     slow_chars: int = 0
     slow_s: float = 5.0
     health_path: str = "/models"
+    lacks: list[str] = []
+    """Capabilities that this server cannot carry, though its kind can."""
 
 
 class RouteTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,6 +140,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     lacks: frozenset[str] = frozenset()
     """Capabilities of the model that this provider cannot carry."""
     price_id: str = ""
+    format: str = ""
+    """Wire format, as ``providers.carries`` knows it; none for our own engines."""
 
     @property
     def key(self) -> str:
@@ -231,11 +234,13 @@ class Catalog:
         if table.key_env and table.key_file:
             raise ConfigError(f"provider {table.name!r}: give key_env or key_file, not both")
         self.tables[table.name] = table
-        lacks = set(REMOTE_LACKS)
+        lacks = {"token_ids", *table.lacks}
+        if unknown := set(table.lacks) - set(CAPABILITIES):
+            raise ConfigError(f"provider {table.name!r}: lacks: unknown capabilities {sorted(unknown)}")
         if not table.extended:
-            lacks.add("sampling")
+            lacks |= {"sampling", "grammar"}
         if table.kind == "anthropic":
-            lacks |= {"completion", "n", "tools"}
+            lacks |= {"completion", "n", "logprobs"}
         for offer in table.offer:
             self._known(f"provider {table.name!r}: offer", [offer.model])
             wire = offer.name or offer.model
@@ -252,8 +257,10 @@ class Catalog:
                     location=table.location,
                     region=table.region,
                     context=min(offer.context or 1 << 40, self.models[offer.model].context),
-                    lacks=frozenset(lacks),
+                    # Log-probabilities are asked for unasked (cascades): only where they are declared.
+                    lacks=frozenset(lacks | ({"logprobs"} - set(self.models[offer.model].capabilities))),
                     price_id=table.price_id,
+                    format="openai-extended" if table.kind == "openai" and table.extended else table.kind,
                 )
             )
 
