@@ -96,14 +96,14 @@ def money_of(receipt: Receipt) -> dict[str, Any] | None:
         return None
     lines = [
         {
-            "kind": line["kind"],
-            "quantity": line["quantity"],
-            "pico": str(line["pico"]),
+            "kind": line.get("kind"),
+            "quantity": line.get("quantity"),
+            "pico": str(line.get("pico", 0)),
             "price_version": line.get("price_version"),
         }
         for line in receipt.price_lines[:32]
     ]
-    return {"pico": str(sum(line["pico"] for line in receipt.price_lines)), "lines": lines}
+    return {"pico": str(sum(line.get("pico", 0) for line in receipt.price_lines)), "lines": lines}
 
 
 def request_entry(

@@ -1,22 +1,10 @@
-"""The listening socket, and uvicorn on it."""
+"""The listening socket."""
 
-import contextlib
 import socket
-from collections.abc import Iterator
-
-import uvicorn
 
 from galley.errors import ConfigError
 
-__all__ = ["Listener", "bind"]
-
-
-class Listener(uvicorn.Server):
-    """uvicorn without its signal handling: it re-raises SIGTERM at the end, which is not exit code 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+__all__ = ["bind"]
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -16,14 +16,16 @@ from galley import __version__
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
 from galley.config import Config, secret
+from galley.economics.ledger import Ledger
+from galley.economics.price import own_price
 from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
 from galley.endpoint.keys import KeyStore
-from galley.endpoint.listener import Listener, bind
+from galley.endpoint.listener import bind
 from galley.endpoint.ollama.facts import FactsBook
 from galley.endpoint.ollama.routes import ollama_routes
-from galley.endpoint.protocol import Protocol
+from galley.endpoint.protocol import Listener, Protocol
 from galley.endpoint.state import Keeping, State
 from galley.errors import ConfigError, GalleyError, Overloaded
 from galley.model.families import spec_from_gguf
@@ -115,22 +117,26 @@ class Server:
         )
         aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
         self._aliases = aliases
+        self._own = own_price(config.ledger.local_price)
         catalog = self._read_catalog()
+        kept = config.ledger
+        self.ledger = Ledger.at(config.home, kept.url, strict=kept.strict) if kept.enabled else None
         self._outside: list[RemoteProvider] = []
         self.scribe = Scribe.opened(self.receipts, **msgspec.structs.asdict(config.audit))
-        self.router = Router([], self.receipts, aliases=aliases, catalog=catalog, auditor=self.scribe)
+        whole = catalog or Catalog(aliases, own=self._own)
+        self.router = Router([], self.receipts, catalog=whole, ledger=self.ledger, auditor=self.scribe)
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         key = config.server.api_key
-        kept = config.state
+        keeping = config.state
         self.state = State(
             config.home,
             Keeping(
-                store=kept.store_responses,
-                days=kept.keep_days,
-                bytes=kept.keep_bytes,
-                max_file=kept.max_file,
-                concurrency=kept.batch_lines,
+                store=keeping.store_responses,
+                days=keeping.keep_days,
+                bytes=keeping.keep_bytes,
+                max_file=keeping.max_file,
+                concurrency=keeping.batch_lines,
             ),
         )
         app = build_app(
@@ -175,7 +181,7 @@ class Server:
 
     def _read_catalog(self) -> Catalog | None:
         path = self.config.router.catalog
-        return None if path is None else Catalog.read(path, self._aliases)
+        return None if path is None else Catalog.read(path, self._aliases, own=self._own)
 
     @property
     def port(self) -> int:
@@ -195,6 +201,8 @@ class Server:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
         self.receipts.replay()
+        if self.ledger is not None:
+            self.ledger.start()
         say(f"{__version__} listening on {self.url}; loading {self.config.model} …")
         loading = asyncio.ensure_future(self._load())
         self.state.start()
@@ -213,6 +221,8 @@ class Server:
             if self.scribe is not None:
                 await asyncio.to_thread(self.scribe.close)
             self.receipts.close()
+            if self.ledger is not None:
+                await asyncio.to_thread(self.ledger.close)
         if self._failure is not None:
             raise self._failure
         whole = self.receipts.fault is None and not self.router.active
@@ -309,7 +319,7 @@ class Server:
                 continue
             seen = now
             try:
-                catalog = Catalog.read(path, self._aliases)
+                catalog = Catalog.read(path, self._aliases, own=self._own)
                 outside = open_providers(catalog, secret)
                 self.router.reload(catalog, [*outside, *self.fleet.residents()])
             except GalleyError as error:
