@@ -83,6 +83,7 @@ class ReceiptStore:
         batch_s: float = 0.05,
         retry_s: float = 5.0,
         busy_s: float = 2.0,
+        clean: Callable[[Receipt], Receipt] = lambda receipt: receipt,
         tell: Callable[[str], None] = tell_stderr,
     ) -> None:
         self.path = path
@@ -94,6 +95,7 @@ class ReceiptStore:
         self._batch_s = batch_s
         self._retry_s = retry_s
         self._busy_s = busy_s
+        self._clean = clean
         self._tell = tell
         self._queue: queue.SimpleQueue[Receipt | Flush] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -107,6 +109,7 @@ class ReceiptStore:
 
     def record(self, receipt: Receipt) -> None:
         """Take one receipt for storing. Never blocks, never raises; see the class for what failure does."""
+        receipt = self._clean(receipt)
         with self._lock:
             late = self._closed
             self._unsaved[receipt.id] = receipt
@@ -118,6 +121,7 @@ class ReceiptStore:
 
     def hold(self, receipt: Receipt) -> None:
         """Show a receipt that will be recorded shortly, by whoever adds the last of it (``audit.scribe``)."""
+        receipt = self._clean(receipt)
         with self._lock:
             self._unsaved[receipt.id] = receipt
 

@@ -13,8 +13,10 @@ import uvicorn
 import uvloop
 
 from galley import __version__
+from galley.audit.pii import Redactor
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
+from galley.audit.warden import Warden
 from galley.config import Config, secret
 from galley.economics.ledger import Ledger
 from galley.economics.price import own_price
@@ -107,7 +109,8 @@ class Server:
         self._open_model = open_model
         self._drain_s = drain_s
         self._began = time.monotonic()
-        self.receipts = ReceiptStore(config.receipts.path)
+        clean = Redactor.of(config.redact.stores, config.redact.kinds)
+        self.receipts = ReceiptStore(config.receipts.path, clean=clean["receipts"].receipt)
         self._entry = entry
         self._store = Store(config.home)
         self.fleet = Fleet(
@@ -124,7 +127,10 @@ class Server:
         self._outside: list[RemoteProvider] = []
         self.scribe = Scribe.opened(self.receipts, **msgspec.structs.asdict(config.audit))
         whole = catalog or Catalog(aliases, own=self._own)
-        self.router = Router([], self.receipts, catalog=whole, ledger=self.ledger, auditor=self.scribe)
+        self.warden = Warden.opened(config.home / "approvals.db", **msgspec.structs.asdict(config.approvals))
+        self.router = Router(
+            [], self.receipts, catalog=whole, ledger=self.ledger, auditor=self.scribe, warden=self.warden
+        )
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         key = config.server.api_key
@@ -138,6 +144,7 @@ class Server:
                 max_file=keeping.max_file,
                 concurrency=keeping.batch_lines,
             ),
+            clean=clean["responses"].value,
         )
         app = build_app(
             self.router,
@@ -156,6 +163,7 @@ class Server:
                 key=config.server.admin_key,
                 load=self._add,
                 unload=self._remove,
+                approvals=self.warden.queue,
                 max_body=config.server.max_body,
             ),
             ollama=ollama_routes(FactsBook(self._store), self.fleet)
@@ -218,6 +226,7 @@ class Server:
             for provider in self._outside:
                 provider.close()
             await self.fleet.close()
+            self.warden.queue.close()
             if self.scribe is not None:
                 await asyncio.to_thread(self.scribe.close)
             self.receipts.close()
@@ -225,8 +234,8 @@ class Server:
                 await asyncio.to_thread(self.ledger.close)
         if self._failure is not None:
             raise self._failure
-        whole = self.receipts.fault is None and not self.router.active
-        whole = whole and (self.scribe is None or self.scribe.fault is None)
+        logged = self.scribe is None or self.scribe.fault is None
+        whole = self.receipts.fault is None and not self.router.active and logged
         say("stopped; every receipt is written" if whole else "stopped, with faults")
 
     async def _load(self) -> None:
@@ -258,8 +267,7 @@ class Server:
         spent = time.monotonic() - self._began
         say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
         if self.scribe is not None:
-            audit = self.config.audit
-            say(f"audit log {audit.mode}: {self.scribe.log.size} entries in {audit.folder}")
+            say(f"audit log: {self.scribe.log.size} entries in {self.scribe.log.folder}")
 
     def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
         def opener(kept: Model | None) -> Opened:
