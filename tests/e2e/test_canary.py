@@ -75,7 +75,9 @@ def test_a_secret_reaches_no_sink(
     http.close()
     forms = spellings(server)
     server.idle()
-    server.stop()
+    assert server.server.scribe is not None
+    server.server.scribe.flush(60)
+    server.server.receipts.flush(60)
     output = capfd.readouterr()
     seen |= {"stdout": output.out.encode(), "stderr": output.err.encode()}
     for path in tmp_path.rglob("*"):
