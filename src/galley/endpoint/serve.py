@@ -234,9 +234,8 @@ class Server:
                 await asyncio.to_thread(self.ledger.close)
         if self._failure is not None:
             raise self._failure
-        logged = self.scribe is None or self.scribe.fault is None
-        whole = self.receipts.fault is None and not self.router.active and logged
-        say("stopped; every receipt is written" if whole else "stopped, with faults")
+        faults = [self.receipts.fault, self.scribe.fault if self.scribe else None, self.router.active]
+        say("stopped, with faults" if any(faults) else "stopped; every receipt is written")
 
     async def _load(self) -> None:
         try:

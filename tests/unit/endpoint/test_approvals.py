@@ -1,4 +1,4 @@
-"""Approvals over HTTP: a held tool call, the admin's queue, and the entry that tells of both; redacted stores."""
+"""Approvals over HTTP: a held call, the queue, the entry that tells of both; clean stores."""
 
 import asyncio
 import json
