@@ -143,7 +143,7 @@ class Server:
 
 def serve(folder: Path, given: argparse.Namespace) -> dict[str, object]:
     """Throughput with and without, in turns."""
-    modes = {"off": {}, "on": {"GALLEY_AUDIT": "on"}, "strict": {"GALLEY_AUDIT": "strict"}}
+    modes = {mode: {"GALLEY_AUDIT": mode} for mode in ("off", *given.modes.split(","))}
     servers = {
         mode: Server(folder / mode, given.model, 7400 + i, env) for i, (mode, env) in enumerate(modes.items())
     }
@@ -163,7 +163,7 @@ def serve(folder: Path, given: argparse.Namespace) -> dict[str, object]:
     result: dict[str, object] = {
         "tokens_per_s": {mode: statistics.median(each) for mode, each in found.items()}
     }
-    for mode in ("on", "strict"):
+    for mode in given.modes.split(","):
         cost = [1 - with_it / without for with_it, without in zip(found[mode], found["off"], strict=True)]
         result[f"cost_{mode}"] = {"median": statistics.median(cost), "low": min(cost), "high": max(cost)}
     return result
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("what", choices=["append", "verify", "serve"])
     parser.add_argument("--entries", type=int, default=100_000)
     parser.add_argument("--model", type=Path, help="GGUF file (serve)")
+    parser.add_argument("--modes", default="on,strict", help="to be compared with off (serve)")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)
