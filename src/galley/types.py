@@ -389,3 +389,5 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What went wrong in reading the output, such as a malformed tool call, whose text was returned."""
     judgement: Judgement | None = None
     """Of a cascade: whether the first model's answer was kept."""
+    shadow_of: str | None = None
+    """The receipt whose request this one mirrored: nobody waited for its answer."""

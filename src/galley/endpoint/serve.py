@@ -14,11 +14,13 @@ import uvicorn
 import uvloop
 
 from galley import __version__
+from galley.audit.feedback import FeedbackStore
 from galley.audit.receipts import ReceiptStore
 from galley.config import Config, secret
 from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
+from galley.endpoint.feedback import FeedbackPage
 from galley.endpoint.keys import KeyStore
 from galley.endpoint.ollama.facts import FactsBook
 from galley.endpoint.ollama.routes import ollama_routes
@@ -120,11 +122,10 @@ class Server:
             idle_s=config.server.idle_s or None,
             sizes=self._size_of,
         )
-        aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
-        self._aliases = aliases
+        self._aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
         catalog = self._read_catalog()
         self._outside: list[RemoteProvider] = []
-        self.router = Router([], self.receipts, aliases=aliases, catalog=catalog)
+        self.router = Router([], self.receipts, aliases=self._aliases, catalog=catalog)
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         key = config.server.api_key
@@ -139,9 +140,11 @@ class Server:
                 concurrency=kept.batch_lines,
             ),
         )
+        self._feedback = FeedbackPage(self.router, self.receipts, FeedbackStore(config.home / "feedback.db"))
         app = build_app(
             self.router,
             self.receipts,
+            feedback=self._feedback,
             host=config.server.host,
             keys=[key] if key else [],
             allowed_hosts=config.server.allowed_hosts,
@@ -304,6 +307,7 @@ class Server:
         while True:
             await asyncio.sleep(WATCH_S)
             await self.router.probe()
+            await self._feedback.keep_up(say)
             now = stamp(path)
             if now == seen or self.router.state != "ready" or now is None:
                 continue

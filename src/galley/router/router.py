@@ -22,6 +22,7 @@ from galley.router.catalog import Catalog
 from galley.router.decision import Chooser, Decision
 from galley.router.health import BASE_S, Budget, Health
 from galley.router.judged import Cascading
+from galley.router.shadow import Shadows
 from galley.types import Delta, Judgement, Receipt, ReceiptStatus, Request, Route, Usage
 
 __all__ = ["Answer", "Recorder", "Router"]
@@ -76,6 +77,7 @@ class Router:
         self._breaker_s = breaker_s
         self._health: dict[str, Health] = {}
         self._hedges: Budget | None = None
+        self.shadows = Shadows(receipts.record, self.health, self._rng)
         self.chooser = self._choose_over(self.catalog)
         for provider in providers:
             self.add(provider)
@@ -136,6 +138,7 @@ class Router:
     def drain(self) -> None:
         """Admit no more requests; those running go on (CAN-6)."""
         self.state = "draining"
+        self.shadows.cancel()
 
     async def abort(self) -> None:
         """Cancel whatever runs, and wait until the engine has let go of it. Each answer then ends with an
@@ -176,6 +179,10 @@ class Router:
             rng=self._rng,
             ask=decision.ask,
         )
+
+    def learn(self, receipt: Receipt, reward: float) -> bool:
+        """What an answer was worth; True when a bandit learned from it. Raises ValueError outside 0..1."""
+        return receipt.route is not None and self.chooser.learn(receipt.route, reward)
 
     def open(
         self, request: Request, *, receipt_id: str | None = None, gone: Callable[[], bool] = lambda: False
@@ -227,7 +234,7 @@ class Answer:
     prepared: Prepared
 
     def __init__(self, router: Router, request: Request, receipt_id: str, gone: Callable[[], bool]) -> None:
-        self.request = request
+        self.request = self._asked = request
         self.receipt_id = receipt_id
         self.receipt: Receipt | None = None
         self._router = router
@@ -366,6 +373,10 @@ class Answer:
                 judgement=self.judgement,
             )
             self._router.record(self.receipt)
+            if status == "ok":
+                self._router.shadows.after(
+                    self._router.catalog, self._router.chooser, self._asked, self.receipt
+                )
         except Exception:
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(f"galley: NO RECEIPT for {self.receipt_id}: {traceback.format_exc()}\n")
