@@ -29,6 +29,7 @@ class Logical(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         quality: 0..1, the operator's or an evaluation's word; used to rank, never to exclude.
         tags: what it is good at (``code``, ``summary``, ``creative`` …).
         weights: sha256 that a local engine must serve, or empty.
+        price: what it costs on this machine; default: the setting ``ledger.local_price``.
         fallback: logical models to go on with when no offer of this one answers, in order.
     """
 
@@ -41,6 +42,7 @@ class Logical(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tags: list[str] = []
     weights: str = ""
     fallback: list[str] = []
+    price: list[dict[str, Any]] = []
 
 
 class OfferTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
