@@ -1,4 +1,4 @@
-"""One request under way: routed, prepared, run, and ended in exactly one receipt."""
+"""One request under way: decided, run, and ended in exactly one receipt."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ class Answer:
         self._pursuit: Pursuit | None = None
         self._decision: Decision | None = None
         self._won: Won | None = None
+        self._accounted: Future[None] | None = None
         self._served: Won | None = None
         self._cascade: Cascading | None = None
         self.purse = Purse(router.ledger, request, receipt_id)
@@ -60,6 +62,9 @@ class Answer:
         self._router.running.add(self)
         try:
             self.request = self.purse.capped(self.request)
+            if self._router.auditor is not None:
+                self._router.admit()
+                await self._router.auditor.admit(self.request, self.receipt_id)
             decision = self._decision = self._router.decide(self.request)
             self._route = decision.route(decision.sequence[0])
             self.purse.rivals = decision.sequence
@@ -129,6 +134,10 @@ class Answer:
             self._router.running.discard(self)
             self._leave(error)
             self._finish(error)
+        accounted, self._accounted = self._accounted, None
+        if accounted is not None and error is None:
+            # No log, no tokens: the last bytes wait for the entry, and are not sent without it.
+            await asyncio.wrap_future(accounted)
 
     def _leave(self, error: BaseException | None) -> None:
         """Tell the upstream's health and the conversation how it ended. Idempotent."""
@@ -184,7 +193,7 @@ class Answer:
                 warnings=self._meter.warnings,
                 judgement=self.judgement,
             )
-            self._router.record(self.receipt)
+            self._accounted = self._router.record(self.receipt, self.request, self._meter.pieces)
             if status == "ok":
                 self._router.shadows.after(
                     self._router.catalog, self._router.chooser, self._asked, self.receipt

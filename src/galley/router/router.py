@@ -3,9 +3,10 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from galley.audit.assemble import assemble
 from galley.audit.assemble import receipt_id as new_receipt_id
@@ -19,20 +20,15 @@ from galley.router.catalog import Catalog
 from galley.router.decision import Chooser, Decision
 from galley.router.health import BASE_S, Budget, Health
 from galley.router.purse import Purse
+from galley.router.recorder import Auditor, Recorder
 from galley.router.shadow import Shadows
-from galley.types import Receipt, Request
+from galley.types import Delta, Receipt, Request
 
 __all__ = ["Answer", "Recorder", "Router"]
 
 PROBE_S = 2.0
 """Seconds a health page may take."""
 State = Literal["loading", "ready", "draining", "failed"]
-
-
-class Recorder(Protocol):
-    """Where receipts go (``audit.receipts.ReceiptStore``)."""
-
-    def record(self, receipt: Receipt) -> None: ...
 
 
 class Router:
@@ -47,6 +43,7 @@ class Router:
         catalog: models, offers and policy; without one, what the providers have, free and local.
         rng: of jitter and exploration; seeded in tests.
         read: reads a learned router's file.
+        auditor: lets requests in and passes their receipts on; without one they go to ``receipts`` directly.
         ledger: where every request is reserved and settled; None enters nothing.
     """
 
@@ -61,10 +58,12 @@ class Router:
         rng: random.Random | None = None,
         read: Callable[[str], bytes] = lambda path: Path(path).read_bytes(),
         breaker_s: float = BASE_S,
+        auditor: Auditor | None = None,
         ledger: Ledger | None = None,
     ) -> None:
         self.ledger = ledger
         self.receipts = receipts
+        self.auditor = auditor
         self.catalog = catalog or Catalog(aliases)
         self.listeners = list(listeners)
         self.state: State = "loading"
@@ -77,7 +76,7 @@ class Router:
         self._breaker_s = breaker_s
         self._health: dict[str, Health] = {}
         self._hedges: Budget | None = None
-        self.shadows = Shadows(receipts.record, self.health, self._rng)
+        self.shadows = Shadows(self.keep, self.health, self._rng, witness=auditor is not None)
         self.chooser = self._choose_over(self.catalog)
         for provider in providers:
             self.add(provider)
@@ -179,6 +178,7 @@ class Router:
             started=started,
             deadline=started + limit,
             rng=self._rng,
+            witness=self.auditor is not None,
             purse=purse,
             ask=decision.ask,
         )
@@ -213,11 +213,25 @@ class Router:
                 error=error,
                 started=started,
                 ended=time.monotonic(),
-            )
+            ),
+            request,
         )
 
-    def record(self, receipt: Receipt) -> None:
-        """Store a receipt and tell the listeners."""
-        self.receipts.record(receipt)
+    def record(
+        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]] | None = None
+    ) -> "Future[None] | None":
+        """Store a receipt and tell the listeners. In strict audit the result tells when its entry is
+        durable."""
+        done = self.keep(receipt, request, pieces or {})
         for listener in self.listeners:
             listener(receipt)
+        return done
+
+    def keep(
+        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]]
+    ) -> "Future[None] | None":
+        """Store a receipt, and tell nobody."""
+        if self.auditor is not None:
+            return self.auditor.put(receipt, request, pieces)
+        self.receipts.record(receipt)
+        return None

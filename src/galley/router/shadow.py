@@ -8,7 +8,7 @@ a budget for the day. What it did is a receipt with ``shadow_of``.
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ from galley.router.catalog import Catalog, ShadowTable
 from galley.router.decision import Chooser
 from galley.router.eligible import Candidate
 from galley.router.health import Health
-from galley.types import Receipt, ReceiptStatus, Request, Route
+from galley.types import Delta, Receipt, ReceiptStatus, Request, Route
 
 __all__ = ["Shadows"]
 
@@ -36,6 +36,7 @@ class Shadows:
 
     Args:
         record: where receipts go; no listener hears of them.
+        witness: keep the pieces of answers for it.
 
     Attributes:
         mirrored, skipped: how many were, and how many were drawn but not mirrored, by reason.
@@ -43,10 +44,11 @@ class Shadows:
 
     def __init__(
         self,
-        record: Callable[[Receipt], None],
+        record: Callable[[Receipt, Request, Mapping[int, Sequence[Delta]]], object],
         health: Callable[[str], Health],
         rng: random.Random,
         *,
+        witness: bool = False,
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
     ) -> None:
         self.mirrored = 0
@@ -54,6 +56,7 @@ class Shadows:
         self._record = record
         self._health = health
         self._rng = rng
+        self._witness = witness
         self._today = today
         self._tasks: dict[ShadowTable, set[asyncio.Task[None]]] = {}
         self._spent: dict[tuple[ShadowTable, date], int] = {}
@@ -100,7 +103,7 @@ class Shadows:
             route, rule="shadow", propensity=table.share, reason=f"mirrors {receipt.id}"
         )
         provider = catalog.served(candidate.offer)[1]
-        mirror = Mirror(provider, candidate, asked, route, of=receipt.id)
+        mirror = Mirror(provider, candidate, asked, route, of=receipt.id, witness=self._witness)
         task = asyncio.ensure_future(self._run(mirror, today))
         running.add(task)
         task.add_done_callback(running.discard)
@@ -112,7 +115,7 @@ class Shadows:
         finally:
             left = self._spent.get(today, 0) - mirror.candidate.quote.most
             self._spent[today] = max(0, left + sum(line["pico"] for line in mirror.lines))
-            self._record(mirror.receipt)
+            self._record(mirror.receipt, mirror.request, mirror.meter.pieces)
 
     def cancel(self) -> None:
         """End what runs; each leaves its receipt. Idempotent."""
@@ -132,26 +135,34 @@ class Mirror:
     receipt: Receipt
 
     def __init__(
-        self, provider: Provider, candidate: Candidate, request: Request, route: Route, *, of: str
+        self,
+        provider: Provider,
+        candidate: Candidate,
+        request: Request,
+        route: Route,
+        *,
+        of: str,
+        witness: bool,
     ) -> None:
         self.candidate = candidate
         self.lines: list[dict[str, Any]] = []
+        self.meter = Meter(capture=request.capture, witness=witness)
         self._provider = provider
         # An id of its own: it is other work than the request it mirrors.
-        self._request = msgspec.structs.replace(request, id=f"{request.id}-shadow")
+        self.request = msgspec.structs.replace(request, id=f"{request.id}-shadow")
         self._route = route
         self._of = of
 
     async def run(self) -> None:
         """Ask, and read the answer to its end. Raises nothing but cancellation."""
-        began, meter = time.monotonic(), Meter(capture=self._request.capture)
+        began, meter = time.monotonic(), self.meter
         prepared: Prepared | None = None
         run: Run | None = None
         status: ReceiptStatus = "cancelled"
         fault: BaseException | None = None
         try:
             async with asyncio.timeout(LONGEST_S):
-                prepared = await self._provider.prepare(self._request)
+                prepared = await self._provider.prepare(self.request)
                 run = await self._provider.start(prepared, meter)
                 async for _ in run.deltas():
                     pass
@@ -162,11 +173,11 @@ class Mirror:
             if run is not None:
                 await asyncio.shield(asyncio.ensure_future(run.stop()))
             if meter.jobs:
-                usage = add_usage(meter.jobs, meter.choices(), max(1, self._request.params.n))
+                usage = add_usage(meter.jobs, meter.choices(), max(1, self.request.params.n))
                 self.lines = self.candidate.price.lines(usage)
             whole = assemble(
                 receipt_id=receipt_id(),
-                request=self._request,
+                request=self.request,
                 route=self._route,
                 digests=self._provider.digests,
                 meters=meter.jobs,
