@@ -10,9 +10,10 @@
 #include "linear.inc.hpp"
 #include "attend.inc.hpp"
 #include "sample.inc.hpp"
+#include "dots.inc.hpp"
 
 namespace GALLEY_NS {
 extern const Kernels table;
 const Kernels table = {GALLEY_NAME, kMaxTile, linear, quantise, rms_norm, silu_mul, rope, write_kv,
-                       attend, join, finish, argmax, log_sum_exp, draw};
+                       attend, join, finish, argmax, log_sum_exp, draw, dots};
 }  // namespace GALLEY_NS

@@ -119,12 +119,18 @@ struct Kernels {
     // log(sum(exp(x))) and how many entries beat x[id] (ties: lower ids).
     float (*log_sum_exp)(const float* x, int n);
     int (*draw)(const float* logits, int n, const Draw& d, float* scratch);
+    // `rounds` times as many independent dot products of bytes as it takes to keep the processor busy, adding to `sink`.
+    // Returns the multiplications and additions done.
+    double (*dots)(long rounds, int32_t& sink);
 };
 
 constexpr size_t span_scratch() { return 8 * kSpan; }  // scores of one query tile
 
 namespace avx512vnni { extern const Kernels table; }
+namespace avx512vl { extern const Kernels table; }
+namespace avx2vnni { extern const Kernels table; }
 namespace avx2 { extern const Kernels table; }
+namespace neon { extern const Kernels table; }
 namespace portable { extern const Kernels table; }
 
 }  // namespace galley

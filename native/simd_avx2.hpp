@@ -1,4 +1,5 @@
-// Sixteen lanes as two AVX2 registers (with FMA and F16C). Included only by a translation unit compiled for it.
+// Sixteen lanes as two AVX2 registers (with FMA and F16C), and with GALLEY_VNNI its dot products of bytes, in the encoding
+// the translation unit is compiled for: AVX-VNNI's or AVX-512's. Included only by a translation unit compiled for it.
 #pragma once
 #include <immintrin.h>
 
@@ -14,7 +15,13 @@ struct vb { __m256i a, b; };
 constexpr int kMaxTile = 2;    // two tokens x 32 rows fill sixteen registers
 constexpr int kQueryRows = 3;
 constexpr int kScores = 6;
+#ifdef GALLEY_VNNI
+constexpr int kChains = 5;      // independent dot products in flight that keep the processor busy
+constexpr int kBias8 = 128;    // vpdpbusd wants unsigned weights: int8 weights are read XOR 0x80
+#else
+constexpr int kChains = 3;
 constexpr int kBias8 = 0;      // maddubs(|w|, sign(x, w)) takes signed weights without a bias
+#endif
 constexpr int kHigh = 1;   // high nibbles are shifted down
 
 inline vf zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -100,13 +107,26 @@ inline vb high_nibbles(vb x) {
     const __m256i m = _mm256_set1_epi8(0x0f);
     return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
 }
-inline vb prepare8(vb x) { return x; }
 struct quad { __m256i v; };
 inline quad load_quad(const int8_t* p) {
     int32_t x;
     std::memcpy(&x, p, 4);
     return {_mm256_set1_epi32(x)};
 }
+#ifdef GALLEY_VNNI
+#ifdef __AVX512VNNI__
+inline __m256i dpbusd(__m256i acc, __m256i w, __m256i x) { return _mm256_dpbusd_epi32(acc, w, x); }
+#else
+inline __m256i dpbusd(__m256i acc, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+#endif
+inline vb prepare8(vb x) {
+    const __m256i m = _mm256_set1_epi8((char)0x80);
+    return {_mm256_xor_si256(x.a, m), _mm256_xor_si256(x.b, m)};
+}
+inline vi dot4(vi acc, vb w, quad x) { return {dpbusd(acc.a, w.a, x.v), dpbusd(acc.b, w.b, x.v)}; }
+inline vi dot8(vi acc, vb w, quad x) { return {dpbusd(acc.a, w.a, x.v), dpbusd(acc.b, w.b, x.v)}; }
+#else
+inline vb prepare8(vb x) { return x; }
 inline vi dot4(vi acc, vb w, quad x) {
     const __m256i one = _mm256_set1_epi16(1);  // 15*127*2 fits int16: no saturation
     return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, x.v), one)),
@@ -119,5 +139,6 @@ inline vi dot8(vi acc, vb w, quad x) {
     };
     return {half(acc.a, w.a), half(acc.b, w.b)};
 }
+#endif
 
 }  // namespace GALLEY_NS

@@ -14,6 +14,7 @@ using vb = __m512i;  // 64 bytes
 constexpr int kMaxTile = 6;    // tokens a linear tile holds: 12 float + 12 int accumulators of 32 registers
 constexpr int kQueryRows = 4;  // query rows an attention tile holds: measured, half as fast again as six
 constexpr int kScores = 16;    // score vectors it holds
+constexpr int kChains = 12;     // independent dot products in flight that keep the processor busy
 constexpr int kBias8 = 128;    // vpdpbusd wants unsigned weights: int8 weights are read XOR 0x80
 constexpr int kHigh = 16;      // high nibbles stay where they are: sixteen times their value, one shift less
 

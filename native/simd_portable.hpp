@@ -15,6 +15,7 @@ struct vb { uint8_t v[64]; };
 constexpr int kMaxTile = 2;
 constexpr int kQueryRows = 2;
 constexpr int kScores = 4;
+constexpr int kChains = 1;
 constexpr int kBias8 = 0;
 constexpr int kHigh = 1;   // high nibbles are shifted down
 
@@ -30,7 +31,11 @@ inline vf add(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] + b.v[i]); }
 inline vf sub(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] - b.v[i]); }
 inline vf mul(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] * b.v[i]); }
 inline vf div(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] / b.v[i]); }
+#ifdef __FP_FAST_FMAF  // arm64, for one: rounded once, as in every other instruction set, and so the same bits
+inline vf fma(const vf& a, const vf& b, const vf& c) { GALLEY_LANES(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
+#else
 inline vf fma(const vf& a, const vf& b, const vf& c) { GALLEY_LANES(a.v[i] * b.v[i] + c.v[i]); }
+#endif
 inline vf vmax(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 inline vf vmin(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 inline vf vabs(const vf& a) { GALLEY_LANES(std::fabs(a.v[i])); }

@@ -29,7 +29,8 @@ class NativeBackend:
         num_blocks: KV blocks of 16 tokens. The arena is reserved at once and touched only as it is used.
         kv: ``f16``, or ``int8`` with one scale per token and kv head: half the memory and half the bytes that
             a long context reads, at a small cost in accuracy (docs/ACCURACY.md).
-        isa: force ``avx512-vnni``, ``avx2`` or ``portable``; None takes the best this processor has.
+        isa: force one of ``avx512-vnni``, ``avx512vl-vnni``, ``avx2-vnni`` and ``avx2`` (x86-64), ``neon-dotprod``
+            (arm64) or ``portable``; None takes the best this processor has.
 
     Raises:
         ConfigError: ``isa`` unknown or not available here.
