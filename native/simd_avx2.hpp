@@ -107,6 +107,25 @@ inline vb high_nibbles(vb x) {
     const __m256i m = _mm256_set1_epi8(0x0f);
     return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
 }
+inline vb shifted_nibbles(vb x) { return high_nibbles(x); }
+// Nibbles with COUNT bits of `above`, from bit AT on, put on top.
+template <int AT, int COUNT>
+inline vb join_bits(vb low, vb above) {
+    const auto half = [](__m256i l, __m256i a) {
+        constexpr int left = AT < 4 ? 4 - AT : 0, right = AT > 4 ? AT - 4 : 0;
+        a = left ? _mm256_slli_epi16(a, left) : right ? _mm256_srli_epi16(a, right) : a;
+        return _mm256_or_si256(l, _mm256_and_si256(a, _mm256_set1_epi8(COUNT == 2 ? 0x30 : 0x10)));
+    };
+    return {half(low.a, above.a), half(low.b, above.b)};
+}
+inline void store_bytes(uint8_t* p, vb x) {
+    _mm256_storeu_si256((__m256i*)p, x.a);
+    _mm256_storeu_si256((__m256i*)(p + 32), x.b);
+}
+inline vb sub_bytes(vb x, int y) {
+    const __m256i v = _mm256_set1_epi8((char)y);
+    return {_mm256_sub_epi8(x.a, v), _mm256_sub_epi8(x.b, v)};
+}
 struct quad { __m256i v; };
 inline quad load_quad(const int8_t* p) {
     int32_t x;

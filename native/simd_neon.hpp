@@ -76,6 +76,20 @@ inline vb low_nibbles(vb x) { GALLEY_QUARTERS(vb, vandq_s8(x.v[i], vdupq_n_s8(15
 inline vb high_nibbles(vb x) {
     GALLEY_QUARTERS(vb, vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(x.v[i]), 4)));
 }
+inline vb shifted_nibbles(vb x) { return high_nibbles(x); }
+// Nibbles with COUNT bits of `above`, from bit AT on, put on top.
+template <int AT, int COUNT>
+inline vb join_bits(vb low, vb above) {
+    const auto quarter = [](int8x16_t l, int8x16_t x) {
+        uint8x16_t a = vreinterpretq_u8_s8(x);
+        if constexpr (AT < 4) a = vshlq_n_u8(a, 4 - AT);
+        else if constexpr (AT > 4) a = vshrq_n_u8(a, AT - 4);
+        return vorrq_s8(l, vreinterpretq_s8_u8(vandq_u8(a, vdupq_n_u8(COUNT == 2 ? 0x30 : 0x10))));
+    };
+    GALLEY_QUARTERS(vb, quarter(low.v[i], above.v[i]));
+}
+inline void store_bytes(uint8_t* p, vb x) { for (int i = 0; i < 4; i++) vst1q_s8((int8_t*)p + 16 * i, x.v[i]); }
+inline vb sub_bytes(vb x, int y) { GALLEY_QUARTERS(vb, vsubq_s8(x.v[i], vdupq_n_s8((int8_t)y))); }
 inline vb prepare8(vb x) { return x; }
 struct quad { int8x16_t v; };
 inline quad load_quad(const int8_t* p) {

@@ -72,6 +72,16 @@ inline float hmax(const vf& a) {
 inline vb load_bytes(const uint8_t* p) { vb r; std::memcpy(r.v, p, 64); return r; }
 inline vb low_nibbles(const vb& a) { vb r; for (int i = 0; i < 64; i++) r.v[i] = a.v[i] & 15; return r; }
 inline vb high_nibbles(const vb& a) { vb r; for (int i = 0; i < 64; i++) r.v[i] = a.v[i] >> 4; return r; }
+inline vb shifted_nibbles(const vb& a) { return high_nibbles(a); }
+// Nibbles with COUNT bits of `above`, from bit AT on, put on top.
+template <int AT, int COUNT>
+inline vb join_bits(const vb& low, const vb& above) {
+    vb r;
+    for (int i = 0; i < 64; i++) r.v[i] = (uint8_t)(low.v[i] | (above.v[i] >> AT & (COUNT == 2 ? 3 : 1)) << 4);
+    return r;
+}
+inline void store_bytes(uint8_t* p, const vb& a) { std::memcpy(p, a.v, 64); }
+inline vb sub_bytes(const vb& a, int x) { vb r; for (int i = 0; i < 64; i++) r.v[i] = (uint8_t)(a.v[i] - x); return r; }
 inline vb prepare8(const vb& a) { return a; }
 struct quad { int8_t v[4]; };
 inline quad load_quad(const int8_t* p) { quad r; std::memcpy(r.v, p, 4); return r; }

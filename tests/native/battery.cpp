@@ -107,7 +107,7 @@ void Battery::quantise() {
             auto x = numbers.many((size_t)tokens * cols, -5, 5);
             for (int i = 0; i < 20 && i < cols; i++) x[i] = i < 16 ? 0.0f : 1e-31f;  // nothing to represent
             auto pieces = pieces_for(tokens, cols);
-            const Acts a{tokens, cols, (cols + kSuper - 1) / kSuper * 2, x.data(), (size_t)cols, pieces.data()};
+            const Acts a{tokens, cols, (cols + kSuper - 1) / kSuper * 2, x.data(), (size_t)cols, pieces.data(), nullptr};
             k_.quantise(a, 0, tokens / 2), k_.quantise(a, tokens / 2, tokens);
             const Tiles tiles(tokens, k_.max_tile);
             for (int i = 0; i < tiles.count; i++)
@@ -142,13 +142,15 @@ void Battery::linears(Type type, int rows, int cols) {
     }
     const auto x = numbers.many((size_t)most * cols, -2, 2), before = numbers.many((size_t)most * kPair * w.pairs, -2, 2);
     const size_t ldo = (size_t)kPair * w.pairs;
+    std::vector<uint8_t> room(w.quantised() ? pair_bytes(wider(w.layout), cols) : 0);
     std::vector<float> alone(most * ldo);  // what each token gets by itself
     for (int tokens = 1; tokens <= most; tokens++) {
         auto pieces = pieces_for(tokens, cols);
         for (const bool add : {false, true}) {
             auto out = before;
             for (int first = tokens == 1 ? 0 : most - tokens; first <= most - tokens; first++) {
-                Acts a{tokens, cols, (cols + kSuper - 1) / kSuper * 2, x.data() + (size_t)first * cols, (size_t)cols, pieces.data()};
+                Acts a{tokens, cols, (cols + kSuper - 1) / kSuper * 2, x.data() + (size_t)first * cols, (size_t)cols, pieces.data(),
+                       room.data()};
                 if (w.quantised()) k_.quantise(a, 0, tokens);
                 const int tiles = Tiles(tokens, k_.max_tile).count;
                 float* to = out.data() + first * ldo;

@@ -13,8 +13,9 @@ from galley.runtime.processors import Processors
 if TYPE_CHECKING:
     from galley.model.gguf import GGUF
 
-KERNEL_REVISION = 4
-"""Raised whenever a kernel, layout or reduction order changes the bits of a result."""
+KERNEL_REVISION = 5
+"""Raised whenever a kernel, layout or reduction order changes the bits of a result, or what a step costs: measured
+costs are kept by it."""
 
 
 class NativeBackend:
