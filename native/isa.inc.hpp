@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.hpp"
@@ -10,6 +11,9 @@
 #include "vector.inc.hpp"
 #include "linear.inc.hpp"
 #include "attend.inc.hpp"
+#include "attend_wide.inc.hpp"
+#include "attend8.inc.hpp"
+#include "attend_span.inc.hpp"
 #include "sample.inc.hpp"
 #include "dots.inc.hpp"
 

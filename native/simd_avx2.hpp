@@ -15,6 +15,7 @@ struct vb { __m256i a, b; };
 constexpr int kMaxTile = 2;    // two tokens x 32 rows fill sixteen registers
 constexpr int kQueryRows = 3;
 constexpr int kScores = 6;
+constexpr int kWideRows = 3, kWideScores = 6;
 #ifdef GALLEY_VNNI
 constexpr int kChains = 5;      // independent dot products in flight that keep the processor busy
 constexpr int kBias8 = 128;    // vpdpbusd wants unsigned weights: int8 weights are read XOR 0x80

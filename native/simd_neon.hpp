@@ -15,6 +15,7 @@ struct vb { int8x16_t v[4]; };
 constexpr int kMaxTile = 2;    // two tokens x 32 rows fill thirty-two registers
 constexpr int kQueryRows = 3;
 constexpr int kScores = 6;
+constexpr int kWideRows = 3, kWideScores = 6;
 constexpr int kChains = 4;     // independent dot products in flight that keep the processor busy
 constexpr int kBias8 = 0;  // sdot takes signed weights
 constexpr int kHigh = 1;   // high nibbles are shifted down

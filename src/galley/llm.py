@@ -20,7 +20,7 @@ from galley.model.model import Model
 from galley.model.store import Store
 from galley.providers.base import Meter
 from galley.providers.choice import ChoiceText
-from galley.providers.messages import read_messages, refuse_reserved
+from galley.providers.messages import check_text, read_messages, refuse_reserved
 from galley.providers.opened import EngineOptions, Opened, disk_options
 from galley.results import Completion, Logprob, Result, completion
 from galley.runtime.engine import Engine
@@ -143,12 +143,14 @@ class LLM:
         asked = []
         for number, prompt in enumerate(given):
             if isinstance(prompt, str):
+                check_text(prompt, f"prompts[{number}]")
                 asked.append(Asked(prompt, prompt, encode(prompt), None))
             elif isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
                 asked.append(Asked(None, list(prompt), list(prompt), None))
             else:
                 raise InvalidRequest("a prompt is text or a list of token ids", param=f"prompts[{number}]")
-        return self._run("python.generate", "prompts", asked, either(params, sampling_params))
+        places = [f"prompts[{number}]" for number in range(len(asked))]
+        return self._run("python.generate", places, asked, either(params, sampling_params))
 
     def chat(
         self,
@@ -161,7 +163,9 @@ class LLM:
     ) -> list[Result]:
         """Answer one conversation, or a list of them, through the model's chat template.
 
-        As ``generate``; also raises TemplateError, and InvalidRequest when the model has no template.
+        Assistant messages may carry ``tool_calls`` and be followed by ``tool`` messages with the results;
+        where the template knows no tools they are put in words, and the receipt says so. As ``generate``;
+        also raises TemplateError, and InvalidRequest when the model has no template.
         """
         template = self.model.template
         if template is None:
@@ -175,18 +179,20 @@ class LLM:
         one = isinstance(messages, list) and (not messages or isinstance(messages[0], dict))
         many: list[Any] = [messages] if one else list(messages)
         options = {**(template_kwargs or {}), "add_generation_prompt": add_generation_prompt}
+        places = ["messages"] if one else [f"messages[{number}]" for number in range(len(many))]
         asked = []
-        for number, given in enumerate(many):
-            read, changed = read_messages(given, "messages" if len(many) == 1 else f"messages[{number}]")
-            ids = template.encode(self.model.tokenizer, read, **options)
-            asked.append(Asked(None, ids, ids, read, changed))
+        for place, given in zip(places, many, strict=True):
+            read, changed = read_messages(given, place)
+            spoken, told = self._provider.toolbox.spoken(read)
+            ids = template.encode(self.model.tokenizer, spoken, **options)
+            asked.append(Asked(None, ids, ids, read, changed | told))
         shown = {"add_generation_prompt": add_generation_prompt, "template_kwargs": template_kwargs or {}}
-        return self._run("python.chat", "messages", asked, either(params, sampling_params), **shown)
+        return self._run("python.chat", places, asked, either(params, sampling_params), **shown)
 
     def _run(
         self,
         api: str,
-        place: str,
+        places: list[str],
         asked: "list[Asked]",
         params: SamplingParams | Sequence[SamplingParams] | None,
         **options: Any,
@@ -203,7 +209,7 @@ class LLM:
         if len(each) != len(asked):
             raise InvalidRequest(f"{len(each)} params for {len(asked)} prompts", param="params")
         runs: list[Run] = []
-        for number, (one, chosen) in enumerate(zip(asked, each, strict=True)):
+        for number, (place, one, chosen) in enumerate(zip(places, asked, each, strict=True)):
             if not isinstance(chosen, SamplingParams):
                 message = f"expected SamplingParams, got {type(chosen).__name__}"
                 raise InvalidRequest(message, param=f"params[{number}]", code="invalid_type")
@@ -217,7 +223,7 @@ class LLM:
                 self.engine.scheduler.admission.refuse(one.ids, seeded)
             except InvalidRequest as error:
                 if error.param == "prompt":
-                    error.param = place if len(asked) == 1 else f"{place}[{number}]"
+                    error.param = place
                 raise
             request = Request(
                 id=f"req_{uuid.uuid4().hex}",

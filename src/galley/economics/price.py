@@ -4,6 +4,7 @@ Money is whole pico-dollars (1e-12 USD); a price is whole pico-dollars a token, 
 million tokens. A price that is not known is refused, or is the declared ceiling: never zero.
 """
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
@@ -15,7 +16,7 @@ import msgspec
 from galley.errors import ConfigError, GalleyError
 from galley.types import Usage
 
-__all__ = ["FREE", "KINDS", "PriceBook", "PriceVersion", "Quote", "UnknownPrice"]
+__all__ = ["FREE", "KINDS", "PriceBook", "PriceVersion", "Quote", "UnknownPrice", "own_price"]
 
 KINDS = ("input", "cached", "cache_write", "output")
 Quality = Literal["exact", "estimated", "ceiling", "own"]
@@ -42,14 +43,36 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
     cache_write: int
     request: int = 0
     """Pico-dollars a request."""
+    batch_points: int = 10_000
+    """Of our own engines: what a line of a batch is charged, in ten-thousandths of these prices."""
+    draft_saving: int = 0
+    """Of our own engines: pico-dollars of machine time that an accepted draft token saves."""
     valid_from: date = date.min
     quality: Quality = "exact"
 
+    @property
+    def free(self) -> bool:
+        """Whether nothing costs anything."""
+        return not (self.input or self.output or self.cached or self.cache_write or self.request)
+
+    def for_batch(self) -> "PriceVersion":
+        """The price of a line of a batch, each rounded up to a whole pico-dollar; itself where there is no
+        discount."""
+        if self.batch_points == 10_000:
+            return self
+        cut = {name: -(-getattr(self, name) * self.batch_points // 10_000) for name in (*KINDS, "request")}
+        return msgspec.structs.replace(self, id=f"{self.id}#batch", batch_points=10_000, **cut)
+
+    @property
+    def digest(self) -> str:
+        """Of everything it says, so that an id which comes with other numbers is told apart."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
+
     def lines(self, usage: Usage) -> list[dict[str, Any]]:
         """Price lines of a usage: kind, quantity, pico-dollars a unit and in all, price version; lines with
-        a quantity of 0 are left out. Whole numbers only, so nothing is rounded. Our own engines have none:
-        what they cost is on the receipt as resources, not as a list price."""
-        if self.quality == "own":
+        a quantity of 0 are left out. Whole numbers only, so nothing is rounded. Our own engines have none
+        unless the operator gives them a price: what they use is on the receipt as resources."""
+        if self.quality == "own" and self.free:
             return []
         fresh = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
         if fresh < 0:
@@ -218,10 +241,36 @@ def pico(text: object, what: str) -> int:
     return int(amount)
 
 
+def points(text: object, what: str) -> int:
+    """A share 0..1 as ten-thousandths. Raises ConfigError."""
+    share = pico(text, what)
+    if share > 1_000_000 or share % 100:
+        raise ConfigError(f"{what} = {text!r} must lie in 0..1, with at most four decimals")
+    return share // 100
+
+
+def own_price(text: str | None) -> PriceVersion:
+    """What local models cost by the settings: ``input=0.10,output=0.40``; None is nothing. The id has a
+    digest of the numbers, so that a changed price is another version. Raises ConfigError."""
+    if text is None:
+        return FREE
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    table = {name.strip(): value.strip() for name, _, value in pairs}
+    if len(table) != len(pairs):
+        raise ConfigError(f"ledger.local_price = {text!r} names something twice")
+    found = version(table, "own-machine", quality="own")
+    return msgspec.structs.replace(found, id=f"own-machine/{found.digest}")
+
+
 def version(table: Mapping[str, Any], name: str, quality: Quality = "exact") -> PriceVersion:
     """A price from a TOML table: ``input`` and ``output`` needed; ``cached`` and ``cache_write`` default to
-    ``input``; ``request`` in USD per million requests; ``from`` a date. Raises ConfigError."""
-    strangers = set(table) - {"input", "output", "cached", "cache_write", "request", "from"}
+    ``input``; ``request`` in USD per million requests; ``from`` a date. Of our own engines also ``batch``,
+    the share of these prices that lines of batches pay, and ``draft``, what an accepted draft token saves.
+    Raises ConfigError."""
+    names = {"input", "output", "cached", "cache_write", "request", "from"}
+    if quality == "own":
+        names |= {"batch", "draft"}
+    strangers = set(table) - names
     if strangers or "input" not in table or "output" not in table:
         raise ConfigError(
             f"{name}: a price has input and output, and may have cached, cache_write, request and from"
@@ -243,6 +292,8 @@ def version(table: Mapping[str, Any], name: str, quality: Quality = "exact") -> 
         cached=pico(table.get("cached", table["input"]), f"{name}.cached"),
         cache_write=pico(table.get("cache_write", table["input"]), f"{name}.cache_write"),
         request=pico(table.get("request", 0), f"{name}.request"),
+        batch_points=points(table.get("batch", 1), f"{name}.batch"),
+        draft_saving=pico(table.get("draft", 0), f"{name}.draft"),
         valid_from=start,
         quality=quality,
     )

@@ -15,6 +15,7 @@ import msgspec
 
 from galley.endpoint.database import Database
 from galley.errors import InvalidRequest, NotFound, PermissionDenied
+from galley.router.catalog import Catalog
 
 __all__ = ["SCOPES", "Key", "KeyStore", "Principal", "Scope"]
 
@@ -35,7 +36,14 @@ CREATE TABLE IF NOT EXISTS keys (
     expires REAL,
     revoked REAL
 );
+CREATE TABLE IF NOT EXISTS parties (
+    key TEXT PRIMARY KEY,
+    org TEXT,
+    team TEXT
+);
 """
+SELECT = """SELECT keys.*, parties.org, parties.team FROM keys
+LEFT JOIN parties ON parties.key = keys.id """
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +59,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     created: float
     expires: float | None = None
     revoked: float | None = None
+    org: str | None = None
+    team: str | None = None
+    """Whose budgets its requests count in, besides its own."""
 
     def good(self, now: float) -> bool:
         """Neither revoked nor expired."""
@@ -66,6 +77,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     tenant: str | None = None
     """Who is charged; None where the key tells nobody from anybody."""
+    org: str | None = None
+    team: str | None = None
 
     def need(self, scope: Scope) -> None:
         """Raises PermissionDenied without the scope. ``admin`` has all; ``batch`` includes ``inference``."""
@@ -84,6 +97,27 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     def may_ask(self, *names: str) -> bool:
         """Whether one of a model's names is on the list."""
         return not self.models or any(name in self.models for name in names)
+
+    def reachable(self, name: str, catalog: Catalog) -> list[str]:
+        """The models that may serve a request for ``name``; empty means all. Raises PermissionDenied
+        ``model_not_allowed``.
+
+        A list of models holds for what serves, not only for what is asked: a route leads to those of its
+        models that are listed (or to all of them where the route itself is), and so does a fallback.
+        """
+        if not self.models:
+            return []
+        listed = {catalog.aliases.get(each, each) for each in self.models}
+        route = catalog.routes.get(name)
+        if route is not None:
+            models = [each for each in route.models if name in self.models or each in listed]
+            if not models:
+                self.need_model(name)
+            return models
+        real = catalog.aliases.get(name, name)
+        self.need_model(name, real)
+        logical = catalog.models.get(real)
+        return [real, *(each for each in (logical.fallback if logical else ()) if each in listed)]
 
     def need_model(self, *names: str) -> None:
         """Raises PermissionDenied ``model_not_allowed``."""
@@ -110,6 +144,8 @@ class KeyStore:
         scopes: Iterable[Scope] = ("inference",),
         models: Iterable[str] = (),
         days: float | None = None,
+        org: str | None = None,
+        team: str | None = None,
     ) -> tuple[Key, str]:
         """A new key and its secret, which is not kept. Raises InvalidRequest."""
         wanted = list(dict.fromkeys(scopes))
@@ -122,6 +158,9 @@ class KeyStore:
             raise InvalidRequest("'days' must be above 0 and at most 36500.", param="days")
         if len(name) > 100 or not name.isprintable():
             raise InvalidRequest("'name' is longer than 100 characters or not printable.", param="name")
+        for place, given in (("org", org), ("team", team)):
+            if given is not None and not (0 < len(given) <= 100 and given.isprintable()):
+                raise InvalidRequest(f"'{place}' must be 1 to 100 printable characters.", param=place)
         secret = "sk-galley-" + secrets.token_urlsafe(32)
         now = time.time()
         key = Key(
@@ -132,6 +171,8 @@ class KeyStore:
             models=list(dict.fromkeys(models)),
             created=now,
             expires=None if days is None else now + days * 86_400,
+            org=org,
+            team=team,
         )
         with self._file.writing() as db:
             db.execute(
@@ -148,6 +189,8 @@ class KeyStore:
                     None,
                 ),
             )
+            if org is not None or team is not None:
+                db.execute("INSERT INTO parties VALUES (?, ?, ?)", (key.id, org, team))
         self._seen = None
         return key, secret
 
@@ -156,13 +199,13 @@ class KeyStore:
         if not self._file.exists():
             return []
         with self._file.reading() as db:
-            return [key for _, key in self._rows(db.execute("SELECT * FROM keys ORDER BY created, id"))]
+            return [key for _, key in self._rows(db.execute(SELECT + "ORDER BY created, id"))]
 
     def revoke(self, id: str) -> Key:
         """From now on the key is refused. Repeating it changes nothing. Raises NotFound."""
         with self._file.writing() as db:
             db.execute("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", (time.time(), id))
-            found = self._rows(db.execute("SELECT * FROM keys WHERE id = ?", (id,)))
+            found = self._rows(db.execute(SELECT + "WHERE id = ?", (id,)))
         self._seen = None
         if not found:
             raise NotFound(f"There is no key {id[:100]!r}.", param="id", hint="galley keys list")
@@ -201,13 +244,13 @@ class KeyStore:
             # Changes when another connection has committed; a few microseconds.
             version = int(db.execute("PRAGMA data_version").fetchone()[0])
             if version != self._seen:
-                self._by_digest = dict(self._rows(db.execute("SELECT * FROM keys")))
+                self._by_digest = dict(self._rows(db.execute(SELECT)))
                 self._seen = version
 
     @staticmethod
     def _rows(rows: Iterable[tuple[Any, ...]]) -> list[tuple[bytes, Key]]:
         found = []
-        for id, raw, name, hint, scopes, models, created, expires, revoked in rows:
+        for id, raw, name, hint, scopes, models, created, expires, revoked, org, team in rows:
             facts = {
                 "id": id,
                 "name": name,
@@ -217,6 +260,8 @@ class KeyStore:
                 "created": created,
                 "expires": expires,
                 "revoked": revoked,
+                "org": org,
+                "team": team,
             }
             found.append((raw, msgspec.convert(facts, Key)))
         return found
