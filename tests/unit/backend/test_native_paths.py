@@ -6,11 +6,14 @@ Where the processor has a fused multiply-add, every set gives the same bits, eve
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.slow  # compiles the kernels: half a minute on two cores, the first time
 
 ROOT = Path(__file__).parents[3]
 SOURCE = ROOT / "tests" / "native"
@@ -65,8 +68,8 @@ def arm64_lines(arm64: Path) -> list[str]:
 
 
 def digests(lines: list[str]) -> dict[str, str]:
-    pairs = (line.split(" ", 1) for line in lines if len(line) > 17 and line[16] == " ")
-    return {name: digest for digest, name in pairs}
+    found = [re.fullmatch("([0-9a-f]{16}) (.+)", line) for line in lines]
+    return {match[2]: match[1] for match in found if match}
 
 
 def test_smp6_arm64_gives_the_portable_bits(arm64_lines: list[str]) -> None:
