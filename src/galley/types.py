@@ -61,6 +61,10 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
     whitespace_pattern: str | None = None
 
 
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""How hard a model is asked to reason."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How to draw tokens. The names are those vLLM's users know.
 
@@ -159,6 +163,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: str = "auto"
     """``auto``, ``none``, ``required``, or ``function:NAME`` for one function by name."""
     parallel_tool_calls: bool = True
+    reasoning_effort: str | None = None
+    """``none`` … ``max`` (``EFFORTS``), as the caller put it."""
+    thinking_budget: int | None = None
+    """Most reasoning tokens; then the reasoning is closed. 0 allows none."""
     structured_path: str = ""
     """Where the request had ``params.structured_outputs``, for errors."""
     template_kwargs: dict[str, Any] = {}
