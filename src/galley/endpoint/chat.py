@@ -10,7 +10,8 @@ from galley.endpoint.tools import Tools, read_calls
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import UnsupportedParameter
 from galley.providers.messages import refuse_reserved
-from galley.types import EFFORTS, Request
+from galley.providers.reasoning import EFFORTS
+from galley.types import Request
 
 __all__ = ["ChatDoor"]
 

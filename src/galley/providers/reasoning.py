@@ -9,8 +9,10 @@ from galley.errors import InvalidRequest, UnsupportedParameter
 from galley.runtime.text.formats import ChatFormat
 from galley.types import Request
 
-__all__ = ["BUDGETS", "Reasoning", "reasoning_of"]
+__all__ = ["BUDGETS", "EFFORTS", "Reasoning", "reasoning_of"]
 
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""How hard a model is asked to reason."""
 BUDGETS = {"minimal": 256, "low": 1024, "medium": 4096, "high": 16_384}
 """Most reasoning tokens by effort; above ``high`` there is no bound but the context."""
 LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
