@@ -63,7 +63,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How to draw tokens. The names are those vLLM's users know. ``runtime.sampling.params.check`` has ranges.
+    """How to draw tokens. The names are those vLLM's users know. Ranges: ``runtime.sampling.params``.
 
     Attributes:
         n: choices per prompt, sharing the prompt's KV.
