@@ -6,13 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 
 import msgspec
 import uvicorn
 import uvloop
 
 from galley import __version__
+from galley.audit.feedback import FeedbackStore
 from galley.audit.pii import Redactor
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
@@ -23,6 +23,7 @@ from galley.economics.price import own_price
 from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
+from galley.endpoint.feedback import FeedbackPage
 from galley.endpoint.keys import KeyStore
 from galley.endpoint.listener import bind
 from galley.endpoint.ollama.facts import FactsBook
@@ -41,7 +42,7 @@ from galley.providers.opened import EngineOptions, Opened, disk_options
 from galley.providers.remote import RemoteProvider
 from galley.providers.resident import Resident
 from galley.router.catalog import Catalog
-from galley.router.outside import open_providers
+from galley.router.outside import open_providers, stamp
 from galley.router.router import Router
 
 __all__ = ["Server", "serve"]
@@ -118,22 +119,20 @@ class Server:
             idle_s=config.server.idle_s or None,
             sizes=self._size_of,
         )
-        aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
-        self._aliases = aliases
+        self._aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
         self._own = own_price(config.ledger.local_price)
         catalog = self._read_catalog()
         kept = config.ledger
         self.ledger = Ledger.at(config.home, kept.url, strict=kept.strict) if kept.enabled else None
         self._outside: list[RemoteProvider] = []
         self.scribe = Scribe.opened(self.receipts, **msgspec.structs.asdict(config.audit))
-        whole = catalog or Catalog(aliases, own=self._own)
+        known = catalog or Catalog(self._aliases, own=self._own)
         self.warden = Warden.opened(config.home / "approvals.db", **msgspec.structs.asdict(config.approvals))
         self.router = Router(
-            [], self.receipts, catalog=whole, ledger=self.ledger, auditor=self.scribe, warden=self.warden
+            [], self.receipts, catalog=known, ledger=self.ledger, auditor=self.scribe, warden=self.warden
         )
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
-        key = config.server.api_key
         keeping = config.state
         self.state = State(
             config.home,
@@ -146,11 +145,13 @@ class Server:
             ),
             clean=clean["responses"].value,
         )
+        self._feedback = FeedbackPage(self.router, self.receipts, FeedbackStore(config.home / "feedback.db"))
         app = build_app(
             self.router,
             self.receipts,
+            feedback=self._feedback,
             host=config.server.host,
-            keys=[key] if key else [],
+            keys=[config.server.api_key] if config.server.api_key else [],
             allowed_hosts=config.server.allowed_hosts,
             cors_origins=config.server.cors_origins,
             max_body=config.server.max_body,
@@ -321,6 +322,7 @@ class Server:
         while True:
             await asyncio.sleep(WATCH_S)
             await self.router.probe()
+            await self._feedback.keep_up(say)
             now = stamp(path)
             if now == seen or self.router.state != "ready" or now is None:
                 continue
@@ -389,12 +391,3 @@ class Server:
             if connection.transport is not None:
                 connection.transport.abort()
         await asyncio.wait(state.tasks, timeout=LINGER_S)
-
-
-def stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when a file does; None while it is not there."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_size
