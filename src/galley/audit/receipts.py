@@ -12,7 +12,6 @@ power cut may lose the last commits. ``synchronous="FULL"`` closes that gap for 
 import os
 import queue
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from galley.audit.spool import Spool, encode
+from galley.audit.spool import Spool, encode, tell_stderr
 from galley.errors import GalleyError
 from galley.types import Receipt
 
@@ -48,15 +47,6 @@ INSERT = """INSERT INTO receipts(id, created, model, status, user, body) VALUES 
 ON CONFLICT(id) DO NOTHING"""
 
 
-def tell_stderr(line: str) -> None:
-    """One line to stderr; a closed stderr is not a reason to lose the caller."""
-    try:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass  # nobody is left to tell; the failure is still counted
-
-
 class Flush:
     """A marker in the queue: everything before it is settled once ``done`` is set."""
 
@@ -69,7 +59,8 @@ class ReceiptStore:
     """All receipts of one Galley home.
 
     The file is opened, and the writer thread started, by the first ``record``; a store used only for reading
-    writes nothing. Safe to use from any thread; several processes may share one home.
+    writes nothing. Safe to use from any thread; several processes may share one home. ``clean`` takes out of
+    a receipt what must not be stored.
 
     Attributes:
         failures: receipts that a commit could not store at the first try (each is counted once).

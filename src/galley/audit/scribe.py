@@ -22,7 +22,7 @@ import msgspec
 from galley.audit.entry import begin_entry, erasure_entry, request_entry, spoken
 from galley.audit.log import AuditLog, AuditUnavailable
 from galley.audit.note import Signer
-from galley.audit.receipts import tell_stderr
+from galley.audit.spool import tell_stderr
 from galley.audit.subjects import Subjects, canonical
 from galley.audit.tiles import MOST
 from galley.errors import ConfigError, GalleyError
