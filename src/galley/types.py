@@ -10,6 +10,8 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 """How a choice may end well. Cancels and faults are not finish reasons: they are ``Receipt.status``."""
+Pooling = Literal["mean", "last", "cls"]
+"""How the hidden states of a text become one vector: their mean, the last position's, the first's."""
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +118,20 @@ class CacheHint(msgspec.Struct, frozen=True, kw_only=True):
     memory_only: bool = False
 
 
+class Embed(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for embeddings: nothing is drawn, each prompt becomes one vector.
+
+    Attributes:
+        dimensions: the first so many values, for models trained to be cut (Matryoshka); None is all.
+        pooling: instead of the model's own.
+        normalise: to unit length, as OpenAI does.
+    """
+
+    dimensions: int | None = None
+    pooling: Pooling | None = None
+    normalise: bool = True
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for. Exactly one of ``messages`` and ``prompts`` is set."""
 
@@ -139,6 +155,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     template_kwargs: dict[str, Any] = {}
     add_generation_prompt: bool = True
     echo: bool = False
+    embed: Embed | None = None
     stream: bool = False
     tenant: str = "local"
     """Who the service is charged to when the machine is shared fairly: docs/DESIGN.md, Tenants."""
@@ -222,6 +239,10 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: list[ToolCallDelta] = []
     warnings: list[str] = []
     """What went wrong in reading the output; nothing of it was dropped."""
+    prompt_logprobs: list[TokenLogprob] | None = None
+    """Of the prompt's tokens but the first, on a choice's first delta, where they were asked for."""
+    vector: bytes | None = None
+    """The embedding: float32 in this machine's byte order."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -372,3 +393,5 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     warnings: list[str] = []
     """What went wrong in reading the output, such as a malformed tool call, whose text was returned."""
+    pooling: str | None = None
+    """Of an embedding: how the states were pooled, and whether the model file says so."""

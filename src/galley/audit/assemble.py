@@ -122,6 +122,7 @@ def assemble(
     price_lines: Sequence[dict[str, Any]] = (),
     notes: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
+    pooling: str | None = None,
 ) -> Receipt:
     """Add up one request. O(choices).
 
@@ -139,6 +140,7 @@ def assemble(
         price_lines: what it cost, by kind.
         notes: further adjustments, beside the request's own, for ``clamped``.
         warnings: what went wrong in reading the output.
+        pooling: how embeddings were pooled.
 
     Usage counts a prompt once however many choices share it (``n`` > 1), as OpenAI does; completion tokens
     add up over choices. ``cached_tokens`` of a prompt is the smallest among its scheduled choices: the later
@@ -200,6 +202,7 @@ def assemble(
         attempts=list(attempts),
         version=__version__,
         warnings=list(warnings),
+        pooling=pooling,
     )
 
 

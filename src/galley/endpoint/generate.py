@@ -14,7 +14,7 @@ from galley.endpoint.access import tenant_of
 from galley.endpoint.client import Client, DisconnectError, wire_error
 from galley.endpoint.keys import Principal
 from galley.endpoint.params import stub
-from galley.endpoint.reply import Options, Reply
+from galley.endpoint.reply import Options, Reply, Whole
 from galley.endpoint.translate import renamed
 from galley.endpoint.wire import header_list, parse_object
 from galley.errors import GalleyError, InvalidRequest
@@ -39,7 +39,9 @@ class Door(Protocol):
         self, body: dict[str, Any], *, request_id: str, capture: bool, key: str | None
     ) -> tuple[Request, Options] | Awaitable[tuple[Request, Options]]: ...
 
-    def reply(self, answer: Answer, options: Options) -> Reply: ...
+    def reply(self, answer: Answer, options: Options) -> Whole:
+        """A ``Reply`` where ``options.stream`` may be set."""
+        ...
 
 
 class Keep(Protocol):
@@ -169,14 +171,19 @@ class Generate:
     async def _answer(self, client: Client, request: Request, options: Options, receipt_id: str) -> None:
         before = list(client.headers)
         client.headers += told(request)
-        reply: Reply | None = None
+        reply: Whole | None = None
+        streamed: Reply | None = None
         try:
             async with self._router.open(request, receipt_id=receipt_id, gone=lambda: client.gone) as answer:
                 client.headers[:] = before + told(answer.request)
                 client.headers.append((b"x-galley-served-by", answer.card.served_by.encode()))
+                if answer.prepared.pooling_note:
+                    client.headers.append((b"x-galley-pooling", answer.prepared.pooling_note.encode()))
                 reply = self._door.reply(answer, options)
                 if options.stream:
-                    await self._stream(client, answer, reply, keep=options.keep)
+                    assert isinstance(reply, Reply)
+                    streamed = reply
+                    await self._stream(client, answer, streamed, keep=options.keep)
                 else:
                     async for delta in answer.deltas():
                         reply.take(delta)
@@ -184,21 +191,21 @@ class Generate:
             whole = b"" if options.stream and not options.keep else reply.whole(answer.usage())
             if self._keep is not None and options.keep:
                 await self._keep(request, options, whole)
-            if not options.stream:
+            if streamed is None:
                 if answer.warnings:
                     words = " ".join("; ".join(answer.warnings).split()).encode("ascii", "replace")
                     client.headers.append((b"x-galley-parse-warning", words[:2000]))
                 await client.json(200, whole)
             else:
-                await client.write(reply.ending(answer.usage()), more=False)
+                await client.write(streamed.ending(answer.usage()), more=False)
         except DisconnectError:
             raise
         except Exception as error:
             shown = renamed(wire_error(error), options.names)
-            if not client.started or reply is None:
+            if not client.started or streamed is None:
                 await client.error(shown)
             else:
-                await client.write(reply.fault(shown), more=False)
+                await client.write(streamed.fault(shown), more=False)
 
     async def _stream(self, client: Client, answer: Answer, reply: Reply, *, keep: bool) -> None:
         deltas = answer.deltas()

@@ -1,5 +1,7 @@
 """The OpenAI wire format, as spoken by clouds, vLLM, llama-server and Ollama."""
 
+import math
+from array import array
 from typing import Any
 
 import msgspec
@@ -38,6 +40,8 @@ class OpenAIDialect:
 
     def encode(self, request: Request, model: str) -> tuple[str, bytes]:
         """See ``Dialect.encode``. Usage is always asked for; the endpoint shows it only to who wants it."""
+        if request.embed is not None:
+            return "/embeddings", embeddings_body(request, model)
         p = request.params
         body: dict[str, Any] = {"model": model, "temperature": p.temperature, "top_p": p.top_p}
         if p.n != 1:
@@ -65,21 +69,24 @@ class OpenAIDialect:
         return "/completions", msgspec.json.encode(body)
 
     def reader(self, request: Request) -> "OpenAIReader":
-        return OpenAIReader(self._provider)
+        return OpenAIReader(self._provider, embeds=request.embed is not None)
 
 
 class OpenAIReader:
     """Reads completions of both kinds, whole or streamed."""
 
-    def __init__(self, provider: str) -> None:
+    def __init__(self, provider: str, *, embeds: bool = False) -> None:
         self._provider = provider
+        self._embeds = embeds
 
     def whole(self, payload: Any) -> Heard:
         """A reply's body. Raises Upstream (protocol, server)."""
         self._no_error(payload)
         deltas = []
         try:
-            for choice in payload["choices"]:
+            if self._embeds:
+                deltas = [vector_of(item) for item in payload["data"]]
+            for choice in () if self._embeds else payload["choices"]:
                 text = choice["message"]["content"] if "message" in choice else choice["text"]
                 deltas.append(
                     Delta(
@@ -150,6 +157,22 @@ class OpenAIReader:
         return Upstream(f"a reply that makes no sense: {error!r}", kind="protocol", provider=self._provider)
 
 
+def embeddings_body(request: Request, model: str) -> bytes:
+    """The body of a request for embeddings."""
+    body: dict[str, Any] = {"model": model, "input": request.prompts, "encoding_format": "float"}
+    if request.embed is not None and request.embed.dimensions is not None:
+        body["dimensions"] = request.embed.dimensions
+    return msgspec.json.encode(body)
+
+
+def vector_of(item: dict[str, Any]) -> Delta:
+    """One entry of ``data``. Raises KeyError, TypeError, ValueError, OverflowError for what is none."""
+    values = array("f", item["embedding"])
+    if not values or not all(math.isfinite(value) for value in values):
+        raise ValueError("an embedding without values, or with one that is not finite")
+    return Delta(index=int(item["index"]), vector=values.tobytes(), finish="stop")
+
+
 def count(value: object) -> int:
     """A token count; None is 0. Raises ValueError for anything else that is no whole number >= 0."""
     if value is None:
@@ -177,6 +200,8 @@ def lacks(request: Request, format: str) -> str | None:
     """Why a wire format (``openai``, ``openai-extended``, ``anthropic``) cannot carry a request faithfully,
     or None. What cannot be carried is never dropped."""
     p = request.params
+    if request.embed is not None and format == "anthropic":
+        return "embeddings"
     if p.logprobs is not None:
         return "logprobs: token ids of its tokenizer are not known here"
     if p.logit_bias or p.stop_token_ids:

@@ -233,7 +233,7 @@ class Catalog:
         if not table.extended:
             lacks.add("sampling")
         if table.kind == "anthropic":
-            lacks |= {"completion", "n", "tools"}
+            lacks |= {"completion", "n", "tools", "embedding"}
         for offer in table.offer:
             self._known(f"provider {table.name!r}: offer", [offer.model])
             wire = offer.name or offer.model

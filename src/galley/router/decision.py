@@ -8,8 +8,8 @@ from datetime import UTC, date, datetime
 
 import msgspec
 
-from galley.errors import ConfigError, PolicyRefused
-from galley.router.catalog import Catalog, RouteTable
+from galley.errors import ConfigError, InvalidRequest, PolicyRefused
+from galley.router.catalog import Catalog, Offer, RouteTable
 from galley.router.eligible import Candidate, Eligible
 from galley.router.facts import Facts
 from galley.router.health import Health
@@ -118,6 +118,12 @@ class Chooser:
             how = "named by the request" if real == name else f"alias {name!r}"
             rule, policy = "fixed", Fixed(how)
             models = [real, *catalog.models[real].fallback]
+        if "embedding" in facts.needs:
+            able = [offer for model in models for offer in catalog.offers[model] if embeds(catalog, offer)]
+            if not able:
+                raise InvalidRequest(
+                    f"The model {name!r} gives no embeddings.", param="model", code="model_not_supported"
+                )
         eligible = Eligible.find(catalog, facts, models, self._today())
         refused = {refusal.what: refusal.why for refusal in eligible.refused}
         if not eligible.models:
@@ -198,6 +204,11 @@ class Chooser:
     def inherit(self, other: "Chooser") -> None:
         """Take over the conversations of the chooser before a reload."""
         self._sessions = other._sessions
+
+
+def embeds(catalog: Catalog, offer: Offer) -> bool:
+    """Whether an offer gives embeddings at all."""
+    return "embedding" in catalog.models[offer.model].capabilities and "embedding" not in offer.lacks
 
 
 def refuse(name: str, refused: Mapping[str, str]) -> PolicyRefused:

@@ -9,7 +9,18 @@ from galley.types import Request
 
 __all__ = ["CAPABILITIES", "Facts", "last_user_text"]
 
-CAPABILITIES = ("chat", "completion", "tools", "json", "vision", "logprobs", "token_ids", "sampling", "n")
+CAPABILITIES = (
+    "chat",
+    "completion",
+    "tools",
+    "json",
+    "vision",
+    "logprobs",
+    "token_ids",
+    "sampling",
+    "n",
+    "embedding",
+)
 """What a model may be declared able to do. ``logprobs`` and ``token_ids`` need the tokenizer here;
 ``sampling`` is the parameters beyond OpenAI's own (top_k, min_p, repetition_penalty, min_tokens …)."""
 
@@ -49,9 +60,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         """
         p = request.params
         needs = {"chat" if request.messages is not None else "completion"}
+        if request.embed is not None:
+            needs = {"embedding"}
         if p.logprobs is not None:
             needs.add("logprobs")
-        if p.n > 1 or len(request.prompts or ()) > 1:
+        if p.n > 1 or (len(request.prompts or ()) > 1 and request.embed is None):
             needs.add("n")
         if p.logit_bias or p.stop_token_ids or request.template_kwargs or not request.add_generation_prompt:
             needs.add("token_ids")

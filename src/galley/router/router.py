@@ -346,6 +346,7 @@ class Answer:
                 if self._meter.estimated
                 else None,
                 warnings=self._meter.warnings,
+                pooling=(prepared.pooling_note or None) if prepared else None,
             )
             self._router.record(self.receipt)
         except Exception:

@@ -178,7 +178,9 @@ class Engine:
             scheduler.submit, job_id, prompt, params, self._clock(), checked=True, **terms
         )
         space = scheduler.namespace(tenant, terms.get("salt"), cache)
-        self._queue(Arrival(job_id, tenant, enter, prompt, space, cache), on_step, terms.get("max_queue_s"))
+        reads = terms.get("reading") is not None
+        arrival = Arrival(job_id, tenant, enter, prompt, space, cache, reads)
+        self._queue(arrival, on_step, terms.get("max_queue_s"))
 
     def park(self, job_id: str) -> "Future[Parked]":
         """Take a job out before the next step, wherever it stands; its stream ends with code ``parked``.
@@ -393,7 +395,8 @@ class Engine:
         ended: list[StepOut] = []
         for arrival in submits:
             job_id, prompt, space, cache = arrival.job_id, arrival.tokens, arrival.space, arrival.cache
-            if self._tier is not None and self._tier.arrive(tree, job_id, space, prompt, cache):
+            tier = None if arrival.reads else self._tier
+            if tier is not None and tier.arrive(tree, job_id, space, prompt, cache):
                 self._loading[job_id] = arrival
             else:
                 self._enter(arrival, ended)

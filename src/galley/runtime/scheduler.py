@@ -28,6 +28,9 @@ from galley.types import CacheHint, FinishReason, SamplingParams
 
 __all__ = ["Scheduler"]
 
+SCORED = 128
+"""Most tokens of prompts that are scored in a step: a row of logits is a vocabulary wide."""
+
 
 class Scheduler:
     """Owns all jobs, the pool and the tree.
@@ -162,6 +165,7 @@ class Scheduler:
             max_total_s=terms.get("max_total_s"),
             guide=terms.get("guide"),
             banned=terms.get("banned", ()),
+            reading=terms.get("reading"),
         )
         if cache is not None:  # whole blocks are kept
             size = self.block_size
@@ -229,8 +233,7 @@ class Scheduler:
             chunks.sort(key=lambda job: (self.queue.tier(job, now), self.fairness[job.tenant]))
         for job in chunks:
             self._admit(plan, now, before, job)
-            room = self.token_budget - plan.tokens
-            most = min(len(job.tokens) - job.computed, room, self.chunk)
+            most = self._most(job, plan)
             if most > 0 and (count := self.preemption.reach(job, most, plan, now)) > 0:
                 plan.add(job, count)
         if before == self.counters.preemptions:
@@ -243,6 +246,13 @@ class Scheduler:
         elif self.jobs:
             raise RuntimeError(f"SCH-3: {len(self.jobs)} jobs and nothing to do")
         return plan
+
+    def _most(self, job: Job, plan: Plan) -> int:
+        """Tokens that a job may have in this step (SCH-1)."""
+        most = min(len(job.tokens) - job.computed, self.token_budget - plan.tokens, self.chunk)
+        if job.reading is not None and not job.reading.states:
+            most = min(most, SCORED - plan.scored)
+        return most
 
     def _decodes(self, plan: Plan, now: float) -> list[Job]:
         """Plan every running job with one unknown token; return the others, in order."""
@@ -283,15 +293,15 @@ class Scheduler:
             slots = self.policy.slots(self.max_jobs, newcomer=job.tenant not in self.slots)
             if not urgent and (len(self.running) >= slots or before != self.counters.preemptions):
                 return
-            if not urgent and self.admission.still_held(job):
+            if (not urgent and self.admission.still_held(job)) or self._most(job, plan) < 1:
                 continue
-            path = self.tree.match(job.table.namespace, job.tokens)
+            path = self.admission.match(job)
             if not urgent and self.admission.hold_back(job, len(path), self.running):
                 continue
             free = len(self.running) < self.max_jobs
             if urgent and not (free and self.admission.fits(job, path, ())):
                 free = self.preemption.clear(job, plan, now)
-                path = self.tree.match(job.table.namespace, job.tokens)
+                path = self.admission.match(job)
             if not (free and self.admission.fits(job, path, () if urgent else self.running)):
                 # Smaller ones may pass for a while, then the line stops here (SCH-4). What a preempted job
                 # has left in the cache is not for new ones to take (SCH-5).
@@ -302,7 +312,7 @@ class Scheduler:
                     return
                 continue
             self._start(job, path, now)
-            plan.add(job, min(len(job.tokens) - job.computed, self.token_budget - plan.tokens, self.chunk))
+            plan.add(job, self._most(job, plan))
 
     def _start(self, job: Job, path: list[Node], now: float) -> None:
         self.queue.remove(job)
@@ -327,26 +337,35 @@ class Scheduler:
     def commit(self, plan: Plan, drawn: Drawn, now: float) -> None:
         """Take a step's result: accept, publish, finish, free. The only place where jobs advance.
 
-        ``drawn`` has one row for each job whose known tokens the step completed, in plan order.
+        ``drawn`` has the rows of logits wanted, in plan order: of a job first those it reads, then the one it
+        draws from if the step completes its known tokens.
         """
         self._land(plan)
         size, costs, counters, ids = self.block_size, self.costs, self.counters, drawn.ids
         share = costs.weight_bytes / len(plan.rows)
-        row = -1
+        row = state = 0
         for job, count in plan.rows.items():
-            end = job.computed = job.computed + count
+            reading, start, outputs = job.reading, job.computed, job.outputs(count)
+            end = job.computed = start + count
             known = len(job.tokens)
-            costs.step(job, count, share=share, counters=counters, block_size=size, now=now)
+            costs.step(job, count, share=share, outputs=outputs, counters=counters, block_size=size, now=now)
+            row += outputs
+            if reading is not None:
+                first, last = reading.span(start, end)
+                reading.take(drawn, state if reading.states else row - outputs, start, end)
+                state += (last - first) * reading.states
             if end // size > job.table.keyed:
                 self._publish(job, end)
-            if end == known:
-                row += 1
             if job.verdict is not None:
                 self._end(job, now, job.verdict)
             elif end == known:
-                self._accept(job, ids[row], row, drawn, now)
+                if job.draws:
+                    self._accept(job, ids[row - 1], row - 1, drawn, now)
+                else:
+                    self._close(job, now, State.FINISHED, keep=end)
+                    self._out.append(StepOut.read(job))
         counters.steps += 1
-        counters.rows += row + 1
+        counters.rows += row
         counters.computed_tokens += plan.tokens
         self.rate.observe(plan.tokens - plan.decodes, plan.decodes, now - plan.now)
 
