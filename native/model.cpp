@@ -4,12 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <stdexcept>
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <sys/mman.h>
-#endif
 
 namespace galley {
 
@@ -20,33 +15,6 @@ constexpr int kRedundant = 8;   // up to this many tokens every thread norms and
 constexpr size_t kBlockBytes = 384 << 10;
 
 }  // namespace
-
-Arena::Arena(size_t bytes) : size_((bytes + (2u << 20) - 1) / (2u << 20) * (2u << 20)) {
-#if defined(__linux__)
-    // Over-allocate by one huge page and start at a boundary, so that huge pages can be used from the first byte on.
-    const size_t huge = 2u << 20;
-    void* p = mmap(nullptr, size_ + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) throw std::bad_alloc();
-    const uintptr_t at = ((uintptr_t)p + huge - 1) & ~(uintptr_t)(huge - 1);
-    if (at > (uintptr_t)p) munmap(p, at - (uintptr_t)p);
-    const size_t tail = (uintptr_t)p + huge - at;
-    if (tail) munmap((void*)(at + size_), tail);
-    data_ = (uint8_t*)at;
-    madvise(data_, size_, MADV_HUGEPAGE);  // advice: a refusal costs speed, nothing else
-#else
-    data_ = (uint8_t*)std::aligned_alloc(4096, size_);
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_, 0, size_);
-#endif
-}
-
-Arena::~Arena() {
-#if defined(__linux__)
-    munmap(data_, size_);
-#else
-    std::free(data_);
-#endif
-}
 
 void Model::Buffers::fit(int tokens, int cols) {
     grow(pieces, (size_t)tokens * ((cols + kSuper - 1) / kSuper * 2));
@@ -68,127 +36,6 @@ Model::Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels,
     for (auto& t : taken_) t = std::vector<std::atomic<int>>((size_t)shape.layers * kOps + 1 + 16);  // 16: a line of its own
     pack(tensors);
     kv_ = std::make_unique<Arena>(page_bytes(kv_type_, shape.head_dim) * shape.kv_heads * shape.layers * blocks);
-}
-
-const Tensor& Model::need(const Tensors& t, const std::string& name, int rows, int cols) const {
-    const auto it = t.find(name);
-    if (it == t.end()) throw std::invalid_argument("tensor " + name + " is missing");
-    if (it->second.rows != rows || it->second.cols != cols)
-        throw std::invalid_argument("tensor " + name + " has shape [" + std::to_string(it->second.rows) + ", " +
-                                    std::to_string(it->second.cols) + "], expected [" + std::to_string(rows) + ", " +
-                                    std::to_string(cols) + "]");
-    return it->second;
-}
-
-const float* Model::keep_vector(const Tensors& t, const std::string& name, int n) {
-    const Tensor& v = need(t, name, 1, n);
-    auto out = std::make_unique<std::vector<float>>(n + 16);
-    dequantise_row(v.type, v.data, n, out->data());
-    vectors_.push_back(std::move(out));
-    return vectors_.back()->data();
-}
-
-void Model::pack(const Tensors& t) {
-    const Shape& s = shape_;
-    const int q = s.q_rows(), kv = s.kv_rows();
-    // What goes into each packed matrix, and where: laid out first, filled by all threads after.
-    struct Part { const Tensor* tensor; int rows; };
-    struct Plan { Matrix* m; std::vector<Part> parts; size_t offset, stride; };
-    std::vector<Plan> plans;
-    size_t total = 0;
-    const auto shape_of = [&](Matrix& m, Layout l, int rows, int cols) {
-        m.layout = l, m.rows = rows, m.cols = cols;
-        m.pairs = (rows + kPair - 1) / kPair;
-        m.supers = (cols + kSuper - 1) / kSuper;
-        if (m.quantised() && cols % kGroup) throw std::invalid_argument("quantised matrix with columns not a multiple of 32");
-    };
-    const auto place = [&](Matrix& m, std::vector<Part> parts, int cols) {
-        int rows = 0;
-        for (const Part& p : parts) rows += p.rows;
-        shape_of(m, layout_for(parts[0].tensor->type), rows, cols);
-        m.pair_stride = pair_bytes(m.layout, cols);
-        plans.push_back({&m, std::move(parts), total, m.pair_stride});
-        total += m.pair_stride * m.pairs;
-    };
-    out_norm_ = keep_vector(t, "output_norm.weight", s.hidden);
-    for (int i = 0; i < s.layers; i++) {
-        const std::string b = "blk." + std::to_string(i) + ".";
-        Layer& l = layers_[i];
-        l.attn_norm = keep_vector(t, b + "attn_norm.weight", s.hidden);
-        l.ffn_norm = keep_vector(t, b + "ffn_norm.weight", s.hidden);
-        if (s.qk_norm) {
-            l.q_norm = keep_vector(t, b + "attn_q_norm.weight", s.head_dim);
-            l.k_norm = keep_vector(t, b + "attn_k_norm.weight", s.head_dim);
-        }
-        if (s.qkv_bias) {
-            auto bias = std::make_unique<std::vector<float>>(q + 2 * kv + 32);
-            const auto fill = [&](const char* name, int n, int at) {
-                const Tensor& v = need(t, b + name, 1, n);
-                dequantise_row(v.type, v.data, n, bias->data() + at);
-            };
-            fill("attn_q.bias", q, 0), fill("attn_k.bias", kv, q), fill("attn_v.bias", kv, q + kv);
-            vectors_.push_back(std::move(bias));
-            l.bias = vectors_.back()->data();
-        }
-        // q, k and v are one matrix where they share a layout; neighbours that do not become segments.
-        const Part parts[3] = {{&need(t, b + "attn_q.weight", q, s.hidden), q},
-                               {&need(t, b + "attn_k.weight", kv, s.hidden), kv},
-                               {&need(t, b + "attn_v.weight", kv, s.hidden), kv}};
-        std::vector<std::vector<Part>> runs;
-        for (const Part& p : parts) {
-            if (runs.empty() || layout_for(runs.back()[0].tensor->type) != layout_for(p.tensor->type)) runs.push_back({});
-            runs.back().push_back(p);
-        }
-        l.qkv.resize(runs.size());
-        int offset = 0;
-        for (size_t r = 0; r < runs.size(); r++) {
-            l.qkv[r].offset = offset;
-            for (const Part& p : runs[r]) offset += p.rows;
-            place(l.qkv[r].w, runs[r], s.hidden);
-        }
-        place(l.o, {{&need(t, b + "attn_output.weight", s.hidden, q), s.hidden}}, q);
-        // gate and up alternate pair by pair, so that a thread that computes both reads one stream
-        const Tensor &gate = need(t, b + "ffn_gate.weight", s.ffn, s.hidden), &up = need(t, b + "ffn_up.weight", s.ffn, s.hidden);
-        shape_of(l.gate, layout_for(gate.type), s.ffn, s.hidden);
-        shape_of(l.up, layout_for(up.type), s.ffn, s.hidden);
-        const size_t gb = pair_bytes(l.gate.layout, s.hidden), ub = pair_bytes(l.up.layout, s.hidden);
-        l.gate.pair_stride = l.up.pair_stride = gb + ub;
-        plans.push_back({&l.gate, {{&gate, s.ffn}}, total, gb + ub});
-        plans.push_back({&l.up, {{&up, s.ffn}}, total + gb, gb + ub});
-        total += (gb + ub) * l.gate.pairs;
-        place(l.down, {{&need(t, b + "ffn_down.weight", s.hidden, s.ffn), s.hidden}}, s.ffn);
-    }
-    embedding_ = need(t, "token_embd.weight", s.vocab, s.hidden);
-    const Tensor& head = t.count("output.weight") ? need(t, "output.weight", s.vocab, s.hidden) : embedding_;
-    place(head_, {{&head, s.vocab}}, s.hidden);
-
-    weights_ = std::make_unique<Arena>(total + 4096);  // room for reads ahead of the last record
-    weight_bytes_ = total;
-    for (Plan& p : plans) p.m->data = weights_->data() + p.offset;
-    std::atomic<int> next{0};
-    pool_.run([&](int) {
-        for (int i; (i = next.fetch_add(1)) < (int)plans.size();) {
-            const Plan& p = plans[i];
-            const Matrix& m = *p.m;
-            for (int pair = 0; pair < m.pairs; pair++) {
-                const uint8_t* rows[kPair];
-                Type types[kPair];
-                for (int r = 0; r < kPair; r++) {
-                    int at = pair * kPair + r;
-                    rows[r] = nullptr, types[r] = p.parts[0].tensor->type;
-                    for (const Part& part : p.parts) {
-                        if (at < part.rows) {
-                            types[r] = part.tensor->type;
-                            rows[r] = part.tensor->data + (size_t)at * row_bytes(types[r], m.cols);
-                            break;
-                        }
-                        at -= part.rows;
-                    }
-                }
-                pack_pair(m.layout, types, rows, m.cols, weights_->data() + p.offset + (size_t)pair * p.stride);
-            }
-        }
-    });
 }
 
 uint8_t* Model::page(int layer, int block, int head) const {
@@ -375,58 +222,6 @@ void Model::forward(const Step& s, int thread) {
     // vocab_pad_ is a whole number of pairs
     spread(m.layers * kOps, head_.pairs, a, head_.quantised(), thread,
            [&](int p, int i0, int i1) { k_.linear(head_, a, p, i0, i1, logits_.data() + p * kPair, vocab_pad_, false); });
-}
-
-std::vector<DrawnRow> Model::sample(const DrawArrays& d) {
-    if (d.rows != outputs_) throw std::invalid_argument("sample: rows do not match the last step's outputs");
-    const int n = shape_.vocab;
-    const auto check = [&](const int32_t* start, const int32_t* ids, const char* what) {
-        for (int i = 0; i < start[d.rows]; i++)
-            if (ids[i] < 0 || ids[i] >= n) throw std::invalid_argument(std::string("sample: ") + what + " id outside the vocabulary");
-    };
-    check(d.bias_start, d.bias_ids, "bias"), check(d.ban_start, d.ban_ids, "ban"), check(d.seen_start, d.seen_ids, "seen");
-    const size_t words = (n + 31) / 32;
-    for (int r = 0; r < d.rows; r++)
-        if (d.mask_row[r] >= 0 && (size_t)(d.mask_row[r] + 1) * words > d.mask_words)
-            throw std::invalid_argument("sample: a row names a mask that is not there");
-    std::vector<DrawnRow> out(d.rows);
-    for (auto& s : draw_scratch_) grow(s, (size_t)2 * n + 64);
-    const auto row = [&](int r, int thread) {
-        const float* x = logits_.data() + (size_t)r * vocab_pad_;
-        const Draw one{d.temperature[r], d.top_p[r], d.min_p[r], d.repetition[r], d.frequency[r], d.presence[r], d.top_k[r],
-                       d.lane[r], d.seed[r], d.position[r],
-                       d.bias_ids + d.bias_start[r], d.bias_values + d.bias_start[r], d.bias_start[r + 1] - d.bias_start[r],
-                       d.ban_ids + d.ban_start[r], d.ban_start[r + 1] - d.ban_start[r],
-                       d.seen_ids + d.seen_start[r], d.seen_counts + d.seen_start[r], d.seen_start[r + 1] - d.seen_start[r],
-                       d.mask_row[r] < 0 ? nullptr : d.masks + (size_t)d.mask_row[r] * words};
-        DrawnRow& o = out[r];
-        o.id = k_.draw(x, n, one, draw_scratch_[thread].data());
-        if (d.logprobs[r] < 0 || o.id < 0) return;
-        const float lse = k_.log_sum_exp(x, n), mine = x[o.id];
-        o.logprob = mine - lse;
-        o.rank = 1;
-        for (int i = 0; i < n; i++) o.rank += x[i] > mine || (x[i] == mine && i < o.id);
-        const size_t want = std::min(d.logprobs[r], n);
-        auto& top = o.top;  // kept sorted, best first; want is at most twenty
-        for (int i = 0; i < n && want; i++) {
-            if (top.size() == want && x[i] <= top.back().second) continue;
-            const auto at = std::upper_bound(top.begin(), top.end(), x[i], [](float v, const auto& e) { return v > e.second; });
-            top.insert(at, {i, x[i]});
-            if (top.size() > want) top.pop_back();
-        }
-        for (auto& e : top) e.second -= lse;
-    };
-    if (d.rows < 2) {
-        for (int r = 0; r < d.rows; r++) row(r, 0);
-    } else {
-        std::atomic<int> next{0};
-        pool_.run([&](int thread) {
-            for (int r; (r = next.fetch_add(1)) < d.rows;) row(r, thread);
-        });
-    }
-    for (int r = 0; r < d.rows; r++)
-        if (out[r].id < 0) throw std::invalid_argument("sample: row " + std::to_string(r) + " has no token with a finite logit");
-    return out;
 }
 
 }  // namespace galley

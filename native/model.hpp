@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "arena.hpp"
 #include "kernels.hpp"
 #include "pack.hpp"
 #include "pool.hpp"
@@ -32,20 +33,6 @@ struct Tensor {
     const uint8_t* data;
 };
 using Tensors = std::map<std::string, Tensor>;
-
-// Zeroed pages from the system, given back on destruction; huge where the kernel agrees.
-class Arena {
-   public:
-    explicit Arena(size_t bytes);
-    ~Arena();
-    Arena(const Arena&) = delete;
-    uint8_t* data() const { return data_; }
-    size_t size() const { return size_; }
-
-   private:
-    uint8_t* data_ = nullptr;
-    size_t size_;
-};
 
 // The flat arrays of one step (runtime/plan.py, Rows).
 struct Step {

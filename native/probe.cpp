@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "dispatch.hpp"
-#include "model.hpp"
+#include "arena.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
