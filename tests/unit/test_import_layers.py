@@ -50,6 +50,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.router",),
     ("galley.evals",),  # training and measuring routers; serving a trained one does not reach it
     ("galley.results",),
+    ("galley.offline",),
     ("galley.llm",),
     ("galley.endpoint",),
     ("galley.bench",),
