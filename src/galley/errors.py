@@ -273,6 +273,7 @@ class Upstream(GalleyError):
     """
 
     status = 502
+    type = "api_error"
     code = "upstream_error"
     retryable = True
     exit_code = 6
@@ -288,7 +289,9 @@ class Upstream(GalleyError):
     ) -> None:
         super().__init__(
             f"{provider}: {message}" if provider else message,
-            code=f"upstream_{kind}" if kind != "context" else "context_length_exceeded",
+            code={"server": "upstream_error", "context": "context_length_exceeded"}.get(
+                kind, f"upstream_{kind}"
+            ),
             retry_after_s=retry_after_s,
             extra={"provider": provider} if provider else None,
         )
@@ -301,4 +304,4 @@ class Upstream(GalleyError):
         elif kind in ("timeout",):
             self.status = 504
         elif kind == "open":
-            self.status = 503
+            self.status, self.type = 503, "server_error"

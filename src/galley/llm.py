@@ -17,7 +17,7 @@ from galley.config import load
 from galley.errors import InvalidRequest
 from galley.model.store import Store
 from galley.offline import Asked, Embedded, Run, Running, either
-from galley.providers.messages import read_messages, refuse_reserved
+from galley.providers.messages import check_text, read_messages, refuse_reserved
 from galley.providers.opened import EngineOptions, Opened, disk_options
 from galley.providers.vectors import pooling_of
 from galley.results import Completion, Embedding, Logprob, Result
@@ -133,7 +133,8 @@ class LLM:
         others are done, their receipts kept.
         """
         asked = self._asked(prompts)
-        return self._run("python.generate", "prompts", asked, either(params, sampling_params))
+        places = [f"prompts[{number}]" for number in range(len(asked))]
+        return self._run("python.generate", places, asked, either(params, sampling_params))
 
     def chat(
         self,
@@ -146,7 +147,9 @@ class LLM:
     ) -> list[Result]:
         """Answer one conversation, or a list of them, through the model's chat template.
 
-        As ``generate``; also raises TemplateError, and InvalidRequest when the model has no template.
+        Assistant messages may carry ``tool_calls`` and be followed by ``tool`` messages with the results;
+        where the template knows no tools they are put in words, and the receipt says so. As ``generate``;
+        also raises TemplateError, and InvalidRequest when the model has no template.
         """
         template = self.model.template
         if template is None:
@@ -160,13 +163,15 @@ class LLM:
         one = isinstance(messages, list) and (not messages or isinstance(messages[0], dict))
         many: list[Any] = [messages] if one else list(messages)
         options = {**(template_kwargs or {}), "add_generation_prompt": add_generation_prompt}
+        places = ["messages"] if one else [f"messages[{number}]" for number in range(len(many))]
         asked = []
-        for number, given in enumerate(many):
-            read, changed = read_messages(given, "messages" if len(many) == 1 else f"messages[{number}]")
-            ids = template.encode(self.model.tokenizer, read, **options)
-            asked.append(Asked(None, ids, ids, read, changed))
+        for place, given in zip(places, many, strict=True):
+            read, changed = read_messages(given, place)
+            spoken, told = self._provider.toolbox.spoken(read)
+            ids = template.encode(self.model.tokenizer, spoken, **options)
+            asked.append(Asked(None, ids, ids, read, changed | told))
         shown = {"add_generation_prompt": add_generation_prompt, "template_kwargs": template_kwargs or {}}
-        return self._run("python.chat", "messages", asked, either(params, sampling_params), **shown)
+        return self._run("python.chat", places, asked, either(params, sampling_params), **shown)
 
     def embed(
         self,
@@ -194,7 +199,7 @@ class LLM:
         for number, given in enumerate(asked):
             closed = given.text and end is not None
             one = msgspec.structs.replace(given, ids=[*given.ids, end]) if closed else given
-            self._refuse(one.ids, params, "prompts" if len(asked) == 1 else f"prompts[{number}]")
+            self._refuse(one.ids, params, f"prompts[{number}]")
             request = self._request("python.embed", params, prompts=[one.given], embed=wanted)
             runs.append(Embedded(request, one, kind, self.model.embedding.note(kind)))
         receipts = self._drive(runs)
@@ -213,6 +218,7 @@ class LLM:
         asked = []
         for number, prompt in enumerate(given):
             if isinstance(prompt, str):
+                check_text(prompt, f"prompts[{number}]")
                 asked.append(Asked(prompt, prompt, encode(prompt), None))
             elif isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
                 asked.append(Asked(None, list(prompt), list(prompt), None))
@@ -243,7 +249,7 @@ class LLM:
     def _run(
         self,
         api: str,
-        place: str,
+        places: list[str],
         asked: list[Asked],
         params: SamplingParams | Sequence[SamplingParams] | None,
         **options: Any,
@@ -259,7 +265,7 @@ class LLM:
         if len(each) != len(asked):
             raise InvalidRequest(f"{len(each)} params for {len(asked)} prompts", param="params")
         runs = []
-        for number, (one, chosen) in enumerate(zip(asked, each, strict=True)):
+        for number, (place, one, chosen) in enumerate(zip(places, asked, each, strict=True)):
             if not isinstance(chosen, SamplingParams):
                 message = f"expected SamplingParams, got {type(chosen).__name__}"
                 raise InvalidRequest(message, param=f"params[{number}]", code="invalid_type")
@@ -269,7 +275,7 @@ class LLM:
             sampling.check(seeded, self.model.tokenizer.vocab_size)
             wanted = seeded.structured_outputs
             compiled = None if wanted is None else self._compiler.compile(wanted)
-            self._refuse(one.ids, seeded, place if len(asked) == 1 else f"{place}[{number}]")
+            self._refuse(one.ids, seeded, place)
             request = self._request(
                 api,
                 seeded,

@@ -8,6 +8,33 @@ from typing import Any, Literal
 
 import msgspec
 
+from galley.usage import Resources, Times, Usage
+
+__all__ = [
+    "MODEL_CHOOSES",
+    "Attempt",
+    "CacheBreakpoint",
+    "CacheHint",
+    "Choice",
+    "Delta",
+    "Digests",
+    "Embed",
+    "FinishReason",
+    "Judgement",
+    "Pooling",
+    "Receipt",
+    "ReceiptStatus",
+    "Request",
+    "Resources",
+    "Route",
+    "SamplingParams",
+    "StructuredOutputs",
+    "Times",
+    "TokenLogprob",
+    "ToolCallDelta",
+    "Usage",
+]
+
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 """How a choice may end well. Cancels and faults are not finish reasons: they are ``Receipt.status``."""
 Pooling = Literal["mean", "last", "cls"]
@@ -178,6 +205,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing of this request's KV may be written to disk."""
     max_queue_s: float | None = None
     max_total_s: float | None = None
+    allowed_models: list[str] = []
+    """Models that may serve it, whatever it is called by (the API key's list); empty means all."""
     local_only: bool = False
     """The request forbids leaving this machine. The catalog's policy may forbid it for all requests."""
     residency: list[str] = []
@@ -245,54 +274,6 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """The embedding: float32 in this machine's byte order."""
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts. ``prompt_tokens`` includes ``cached_tokens`` (the OpenAI convention)."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-    cache_write_ttl: dict[str, int] = {}
-    """Of the cache-write tokens, those before an explicit breakpoint, by its lifetime (``5m``, ``1h``)."""
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-class Times(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds, measured on a monotonic clock."""
-
-    queue_s: float = 0.0
-    """Arrival to first scheduled step."""
-    prefill_s: float = 0.0
-    """First scheduled step to first token."""
-    decode_s: float = 0.0
-    """First token to last token."""
-    ttft_s: float | None = None
-    itl_mean_s: float | None = None
-    itl_max_s: float | None = None
-    total_s: float = 0.0
-
-
-class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What the request used of the machine. Modelled from counts, not sampled; see docs/DESIGN.md."""
-
-    computed_tokens: int = 0
-    """Positions run through the model, recomputation included."""
-    recomputed_tokens: int = 0
-    preemptions: int = 0
-    steps: int = 0
-    prefill_flop: float = 0.0
-    decode_bytes: float = 0.0
-    """Weight bytes (this request's share of each step) plus KV bytes read while decoding."""
-    kv_byte_seconds: float = 0.0
-    joules: float | None = None
-
-
 class Digests(msgspec.Struct, frozen=True, kw_only=True):
     """sha256 of what produced the answer; ``engine`` is the system fingerprint of code and ISA."""
 
@@ -320,6 +301,10 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     """What was not eligible, and why."""
     quote_pico: int | None = None
     """Most pico-dollars the chosen offer may cost."""
+    asked: str = ""
+    """The name that was asked for: a model, an alias or a route."""
+    kind: str = ""
+    """Kind of work that the policy saw in the prompt, where it looked for one."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -327,8 +312,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     provider: str
     model: str
-    outcome: Literal["won", "failed", "lost", "cancelled"]
-    """``lost``: cancelled because another attempt was faster."""
+    outcome: Literal["won", "failed", "lost", "cancelled", "escalated"]
+    """``lost``: cancelled because another attempt was faster; ``escalated``: it answered, but a cascade was
+    not sure enough of the answer."""
     at_s: float
     """Seconds after arrival."""
     took_s: float
@@ -340,6 +326,34 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     hedge: bool = False
     probe: bool = False
     """It also tested whether a failed upstream is back."""
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cascade made of its first model's answer.
+
+    Attributes:
+        first: the offer that answered first, ``model@provider``.
+        confidence: calibrated probability that its answer is good; None when it could not be judged.
+        needed: the least that was enough.
+        escalated: whether another model's answer was given instead; ``to`` is its offer.
+        reason: in words; also why an unsure answer was kept, or a sure one was not.
+        signals: what was read off its log-probabilities, by name.
+        tokens: completion tokens that were read.
+        took_s: seconds from its commit to the decision.
+        usage, resources: of the first attempt when it was not the answer; zeros when it was.
+    """
+
+    first: str
+    confidence: float | None
+    needed: float
+    escalated: bool
+    to: str = ""
+    reason: str = ""
+    signals: dict[str, float] = {}
+    tokens: int = 0
+    took_s: float = 0.0
+    usage: Usage = Usage()
+    resources: Resources = Resources()
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -395,3 +409,5 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What went wrong in reading the output, such as a malformed tool call, whose text was returned."""
     pooling: str | None = None
     """Of an embedding: how the states were pooled, and whether the model file says so."""
+    judgement: Judgement | None = None
+    """Of a cascade: whether the first model's answer was kept."""

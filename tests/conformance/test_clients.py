@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -17,10 +18,17 @@ from galley.endpoint.app import build_app
 from galley.endpoint.params import CHANGES_ANSWER
 from galley.endpoint.state import State
 from galley.errors import GalleyError
+from galley.model.model import Model
+from galley.providers.base import Meter, Prepared, Provider
+from galley.providers.local import LocalProvider
 from galley.router.router import Router
+from galley.runtime.backend import open_backend
+from galley.runtime.engine import Engine
 from galley.types import Delta, ToolCallDelta
+from tests.conformance.test_openai_structure import HERMES
 from tests.e2e.served import Served
-from tests.unit.endpoint.fake import FakeProvider
+from tests.tiny import tiny_gguf
+from tests.unit.endpoint.fake import FakeProvider, FakeRun
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -52,8 +60,31 @@ TOOLISH = (
 )
 
 
+class OnceProvider(FakeProvider):
+    """Calls its tool, and talks once it has the result: what an agent's loop needs to come to an end."""
+
+    async def start(self, prepared: Prepared, meter: Meter) -> FakeRun:
+        answered = any(message["role"] == "tool" for message in prepared.request.messages or ())
+        self.script = () if answered else TOOLISH
+        return await super().start(prepared, meter)
+
+
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    """A real engine over a tiny random model, for what only grammars can enforce."""
+    pytest.importorskip("llguidance")
+    path = tiny_gguf(tmp_path_factory.mktemp("tiny") / "m.gguf", vocab=420, context=2048, template=HERMES)
+    with contextlib.closing(Model.open(path, "tiny")) as model:
+        backend = open_backend("auto", model.gguf, model.spec, threads=1, num_blocks=512).backend
+        engine = Engine(backend, eos_ids=model.tokenizer.eos_ids)
+        engine.start()
+        yield LocalProvider(model, engine)
+        engine.close()
+        backend.close()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory, shaped: Provider) -> Iterator[str]:
     """A server with models for every situation."""
     path = tmp_path_factory.mktemp("clients")
     store = ReceiptStore(path / "receipts.db", batch_s=0.001)
@@ -63,6 +94,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         FakeProvider(name="broken", fault=GalleyError("for good")),
         FakeProvider(name="slow", words=("x",) * 1000, step_s=0.02, context=4000),
         FakeProvider(name="toolish", script=TOOLISH, context=4000),
+        OnceProvider(name="toolish-once", script=TOOLISH, words=("The tool ", "said so"), context=4000),
+        shaped,
     ]
     state = State(path / "home")
     app = build_app(Router(providers, store), store, state=state, keys=[KEY])

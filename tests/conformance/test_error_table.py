@@ -23,6 +23,7 @@ from galley.errors import (
     Overloaded,
     PermissionDenied,
     TemplateError,
+    Upstream,
 )
 from galley.router.router import Router
 from tests.e2e.served import Served
@@ -99,7 +100,10 @@ ROWS = [
     Row("engine fault", openai.InternalServerError, 500, "server_error", "engine_fault",
         fault=EngineFault("step"), tries=3),
     Row("upstream failed", openai.InternalServerError, 502, "api_error", "upstream_error",
-        fault=Refusal(502, "api_error", "upstream_error", retryable=True, retry_after_s=0.01), tries=3),
+        fault=Upstream("it answered 500", kind="server", provider="far", retry_after_s=0.01), tries=3),
+    Row("tool named in tool_choice absent", BAD, 400, REQUEST, "invalid_value", "tool_choice",
+        {"tools": [{"type": "function", "function": {"name": "f"}}],
+         "tool_choice": {"type": "function", "function": {"name": "g"}}}),
     Row("fault without a type", openai.InternalServerError, 500, "server_error", "server_error",
         fault=GalleyError("for good")),
 ]  # fmt: skip
@@ -158,5 +162,30 @@ def test_a_refusal_arrives_as_it_should(shop: Shop, row: Row, monkeypatch: pytes
         assert error.response.headers["www-authenticate"] == "Bearer"
     if row.code == "approval_required":
         assert error.body["approval_id"] == "a1"
+    if row.code == "upstream_error":
+        assert error.body["provider"] == "far" and "far" in error.message
+    if row.code == "model_not_found":
+        assert "Nearest: fake-1b" in error.message
+        assert error.response.headers["x-galley-hint"]
     if row.code == "context_length_exceeded":
         assert error.body["n_ctx"] == 100 and error.body["max_tokens"] == 5000
+
+
+def test_a_fault_in_the_middle_of_a_stream_is_raised(shop: Shop) -> None:
+    """An event with ``error``, then the end without ``[DONE]``: the official client raises on it."""
+    shop.provider.fault, shop.provider.fault_at = EngineFault("step"), 1
+    try:
+        with openai.OpenAI(base_url=f"{shop.served.url}/v1", api_key="sk-all") as client:
+            stream = client.chat.completions.create(model="fake-1b", messages=HI, stream=True)
+            said: list[str] = []
+            with pytest.raises(openai.APIError) as caught:
+                said.extend(chunk.choices[0].delta.content or "" for chunk in stream)
+            assert type(caught.value) is openai.APIError and caught.value.code == "engine_fault"
+            raw = httpx.post(
+                f"{shop.served.url}/v1/chat/completions",
+                headers={"authorization": "Bearer sk-all"},
+                json={"model": "fake-1b", "messages": HI, "stream": True},
+            )
+            assert raw.status_code == 200 and "[DONE]" not in raw.text and '"error"' in raw.text
+    finally:
+        shop.provider.fault_at = 0

@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src"
 
 LAYERS: list[tuple[str, ...]] = [
-    ("galley.types", "galley.errors"),
+    ("galley.usage", "galley.types", "galley.errors"),
     ("galley.values", "galley.settings", "galley.config"),
     (
         "galley.kv",
@@ -29,6 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
         "galley.runtime.fairness",
         "galley.runtime.gate",
         "galley.runtime.journal",
+        "galley.runtime.intake",
         "galley.runtime.preemption",
         "galley.runtime.rate",
         "galley.runtime.integrity",
@@ -68,6 +69,7 @@ PURE = (
     "galley.runtime.fairness",
     "galley.runtime.gate",
     "galley.runtime.journal",
+    "galley.runtime.intake",
     "galley.runtime.preemption",
     "galley.runtime.rate",
     "galley.runtime.cost",
@@ -187,3 +189,9 @@ def test_only_config_reads_the_environment() -> None:
         if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
     }
     assert readers == {"galley.config"}
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "galley").rglob("*.py")), ids=lambda path: path.name)
+def test_no_file_is_longer_than_one_can_keep_in_mind(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 400, f"{path.relative_to(SOURCE)} has {lines} lines: split it by its nouns"

@@ -207,7 +207,7 @@ def test_wrong_arguments_are_typed_errors_that_name_their_place(llm):
     assert refused(llm.generate, ["a", [5] * 600], params()) == ("prompts[1]", "context_length_exceeded")
     assert refused(llm.generate, ["a", [99999]], params()) == ("prompts[1]", "invalid_value")
     assert refused(llm.chat, [hi], params(), template_kwargs={"messages": []})[0] == "template_kwargs"
-    assert refused(llm.chat, [{"role": "tool", "content": "x"}])[0] == "messages[0].role"
+    assert refused(llm.chat, [{"role": "function", "content": "x"}])[0] == "messages[0].role"
     missing = ("messages[1][0].content", "missing_required_parameter")
     assert refused(llm.chat, [[hi], [{"role": "user"}]]) == missing
     assert refused(llm.chat, [[hi], "hi"]) == ("messages[1]", "invalid_type")
@@ -259,3 +259,63 @@ def test_a_structured_output_is_valid_and_noted_by_its_digest(llm):
         llm.generate(
             "a", params(ignore_eos=False, structured_outputs=StructuredOutputs(regex="a", choice=["b"]))
         )
+
+
+def test_errors_name_the_prompt_even_when_there_is_one(llm):
+    for bad, place in (
+        (["x" * 5000], "prompts[0]"),
+        ("x" * 5000, "prompts[0]"),
+        (["a", "x" * 5000], "prompts[1]"),
+    ):
+        with pytest.raises(ContextLengthExceeded) as caught:
+            llm.generate(bad, params())
+        assert caught.value.param == place
+    one = [{"role": "user", "content": "x" * 5000}]
+    for given, place in ((one, "messages"), ([one], "messages[0]")):
+        with pytest.raises(ContextLengthExceeded) as caught:
+            llm.chat(given, params())
+        assert caught.value.param == place
+
+
+@pytest.mark.parametrize("bad", ["a\x00b", "half \ud800"])
+def test_what_is_no_text_is_refused(llm, bad):
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate(["fine", bad], params())
+    assert caught.value.param == "prompts[1]"
+    for content, path in (
+        (bad, "messages[1].content"),
+        ([{"type": "text", "text": bad}], "messages[1].content[0].text"),
+    ):
+        turns = [{"role": "system", "content": "s"}, {"role": "user", "content": content}]
+        with pytest.raises(InvalidRequest) as caught:
+            llm.chat(turns, params())
+        assert caught.value.param == path
+
+
+def test_chat_takes_the_results_of_tools(llm):
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": "ö"}}}
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "42"},
+    ]
+    (result,) = llm.chat(turns, params())
+    text = llm.model.tokenizer.decode(result.prompt_token_ids, skip_special=False)
+    assert '{"name": "f", "arguments": {"x": "ö"}}' in text and "<tool_response>\n42" in text
+    assert result.receipt.clamped == {"messages": "tool calls and results put in words"}
+    spelled = {**call, "function": {"name": "f", "arguments": '{"x": "ö"}'}}
+    parts = {**turns[2], "content": [{"type": "text", "text": "42"}]}
+    (same,) = llm.chat([turns[0], {**turns[1], "tool_calls": [spelled]}, parts], params())
+    assert same.prompt_token_ids == result.prompt_token_ids
+    for place, message in (
+        ("messages[0].tool_calls", {"role": "user", "content": "x", "tool_calls": [call]}),
+        ("messages[0].tool_calls[0].function", {"role": "assistant", "tool_calls": [{"id": "a"}]}),
+        (
+            "messages[0].tool_calls[0].function.arguments",
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 3}}]},
+        ),
+        ("messages[0].content", {"role": "tool", "content": 7}),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            llm.chat([message], params())
+        assert caught.value.param == place

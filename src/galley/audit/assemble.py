@@ -18,6 +18,7 @@ from galley.types import (
     Attempt,
     Choice,
     Digests,
+    Judgement,
     Receipt,
     ReceiptStatus,
     Request,
@@ -28,7 +29,7 @@ from galley.types import (
     Usage,
 )
 
-__all__ = ["Metered", "assemble", "error_fields", "receipt_id"]
+__all__ = ["Metered", "add_resources", "add_usage", "assemble", "error_fields", "receipt_id"]
 
 SHAPING = ("tools", "template_kwargs", "add_generation_prompt")
 """Fields of a Request, beside messages and parameters, that the rendered prompt depends on."""
@@ -123,6 +124,7 @@ def assemble(
     notes: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
     pooling: str | None = None,
+    judgement: Judgement | None = None,
 ) -> Receipt:
     """Add up one request. O(choices).
 
@@ -141,6 +143,7 @@ def assemble(
         notes: further adjustments, beside the request's own, for ``clamped``.
         warnings: what went wrong in reading the output.
         pooling: how embeddings were pooled.
+        judgement: of a cascade; what its first attempt used, when it was not the answer, is in there alone.
 
     Usage counts a prompt once however many choices share it (``n`` > 1), as OpenAI does; completion tokens
     add up over choices. ``cached_tokens`` of a prompt is the smallest among its scheduled choices: the later
@@ -171,15 +174,7 @@ def assemble(
         stream=request.stream,
         usage=usage,
         times=add_times(meters, started, ended),
-        resources=Resources(
-            computed_tokens=sum(m.computed_tokens for m in meters.values()),
-            recomputed_tokens=sum(m.recomputed_tokens for m in meters.values()),
-            preemptions=sum(m.preemptions for m in meters.values()),
-            steps=sum(m.steps for m in meters.values()),
-            prefill_flop=float(sum(m.prefill_flop for m in meters.values())),
-            decode_bytes=float(sum(m.decode_bytes for m in meters.values())),
-            kv_byte_seconds=float(sum(m.kv_byte_seconds for m in meters.values())),
-        ),
+        resources=add_resources(meters),
         route=route,
         digests=digests or Digests(),
         choices=list(choices)
@@ -203,6 +198,21 @@ def assemble(
         version=__version__,
         warnings=list(warnings),
         pooling=pooling,
+        judgement=judgement,
+    )
+
+
+def add_resources(meters: Mapping[int, Metered]) -> Resources:
+    """Plain sums over choices."""
+    every = meters.values()
+    return Resources(
+        computed_tokens=sum(m.computed_tokens for m in every),
+        recomputed_tokens=sum(m.recomputed_tokens for m in every),
+        preemptions=sum(m.preemptions for m in every),
+        steps=sum(m.steps for m in every),
+        prefill_flop=float(sum(m.prefill_flop for m in every)),
+        decode_bytes=float(sum(m.decode_bytes for m in every)),
+        kv_byte_seconds=float(sum(m.kv_byte_seconds for m in every)),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from galley.cli.terminal import print_table
 from galley.config import colour_wanted
 from galley.errors import GalleyError
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from galley.bench.plot import Chart
     from galley.bench.record import Recorder
     from galley.bench.stats import Latency, Spread
-
-WIDE = 200
-"""Columns when the output is no terminal: nothing is wrapped or cut."""
 
 
 class Report:
@@ -50,20 +48,10 @@ class Report:
 
     def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """First column left, the others right aligned."""
-        from rich.box import SIMPLE
-        from rich.console import Console
-        from rich.table import Table
-
-        terminal = sys.stdout.isatty()
-        console = Console(
-            file=sys.stdout, width=None if terminal else WIDE, no_color=not (terminal and colour_wanted())
-        )
-        table = Table(title=title, title_justify="left", box=SIMPLE, title_style="bold")
-        for number, name in enumerate(head):
-            table.add_column(name, justify="left" if number == 0 else "right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table, highlight=False, markup=False)
+        bold = sys.stdout.isatty() and colour_wanted()
+        click.echo(f"\n{click.style(title, bold=True) if bold else title}\n")
+        print_table(head, rows, numbers=True)
+        click.echo()
 
     def end(self, chart: "Chart | None", *, settings: dict[str, Any], **body: Any) -> None:
         """Tell both readings of the limits, write the files. Raises GalleyError where one cannot be."""

@@ -84,6 +84,11 @@ def summary(receipt: Receipt) -> str:
     rate = speed(receipt)
     parts = [
         receipt.route.location if receipt.route else "-",
+        *(
+            [f"escalated from {receipt.judgement.first}"]
+            if receipt.judgement and receipt.judgement.escalated
+            else []
+        ),
         f"{usage.completion_tokens} tokens",
         f"TTFT {ttft}",
         "- tok/s" if rate is None else f"{rate:.1f} tok/s",
@@ -141,6 +146,9 @@ def _lines(r: Receipt) -> list[tuple[str, str]]:
         rows.append(
             ("route", f"{r.route.provider} ({r.route.location}), rule {r.route.rule}: {r.route.reason}")
         )
+    if r.judgement:
+        what = f"escalated to {r.judgement.to}" if r.judgement.escalated else "kept"
+        rows.append(("cascade", f"{r.judgement.first} {what}: {r.judgement.reason}"))
     ends = ", ".join(f"#{choice.index} {choice.finish or r.status}" for choice in r.choices) or "-"
     rows += [
         ("finish", ends),

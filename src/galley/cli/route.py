@@ -1,12 +1,16 @@
 """`galley route`: explain a decision, train a router, measure one."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from galley.cli.route_calibrate import calibrate
 from galley.cli.session import Session
 from galley.cli.terminal import print_json
+
+if TYPE_CHECKING:
+    from galley.router.policy import Choice
 
 __all__ = ["route"]
 
@@ -24,6 +28,9 @@ SHOWN = (
 @click.group()
 def route() -> None:
     """Explain, train and measure the choice of a model."""
+
+
+route.add_command(calibrate)
 
 
 @route.command()
@@ -49,6 +56,8 @@ def explain(
         click.echo(f"rule         {shown['rule']}: {shown['reason']}")
         for model, score in shown["scores"].items():
             click.echo(f"score        {model}: {score:.4f}")
+        if shown["judged"]:
+            click.echo(f"judged       {shown['judged']}")
         click.echo(f"propensity   {shown['propensity']:g}")
         for place, each in enumerate(shown["sequence"], 1):
             click.echo(
@@ -194,6 +203,16 @@ def evaluate_command(
         click.echo("  ".join([f"{policy:<15}", *(f"{cell:<24}" for cell in cells)]))
 
 
+def judged_as(choice: "Choice") -> str | None:
+    """What becomes of the first answer of a cascade, in words; None without one."""
+    if choice.judge is None:
+        return None
+    return (
+        f"{choice.order[0]} answers first; below confidence {choice.judge.needed:.3f}"
+        f" its answer is not given, and {choice.order[1]} is asked"
+    )
+
+
 def _prices(data: Path, given: Path | None) -> tuple[Any, str]:
     """The price file given, or ``<set>-prices.json`` beside the data; and words for the report."""
     from galley.evals.outcomes import Prices
@@ -266,6 +285,7 @@ def _explained(
         "reason": found.choice.reason,
         "scores": found.choice.scores,
         "propensity": found.choice.propensity,
+        "judged": judged_as(found.choice),
         "sequence": [
             {
                 "offer": each.offer.key,

@@ -10,6 +10,7 @@ from galley.cli.log import summary
 from galley.cli.sampling import left_open, params_of, sampling_options
 from galley.cli.session import ENGINE_FLAGS, Session, capture_option, settings_options
 from galley.cli.terminal import echo_delta, print_json
+from galley.providers.messages import check_text
 from galley.types import Delta, SamplingParams
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def run(
         raise click.UsageError("Give a PROMPT, or pipe one in. To talk: galley chat " + model)
     if prompt is None or prompt == "-":
         prompt = sys.stdin.read()
+    check_text(prompt, "PROMPT")
+    if not prompt.strip():
+        raise click.UsageError("The prompt is empty.")
     session.store.resolve(model)  # Before the heavy imports: a missing model is told at once.
     from galley.cli.house import House
 

@@ -22,12 +22,17 @@ def print_json(value: Any, *, lines: bool = False) -> None:
     click.echo(data if lines else msgspec.json.format(data, indent=2))
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell; nothing cut, so that it can be piped."""
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> None:
+    """Columns as wide as their widest cell; nothing cut, so that it can be piped. ``numbers``: all columns
+    but the first are right-aligned."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     bold = sys.stdout.isatty() and colour_wanted()
     for number, row in enumerate([head, *rows]):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        cells = [
+            cell.rjust(width) if numbers and column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        line = "  ".join(cells).rstrip()
         click.echo(click.style(line, bold=True) if bold and number == 0 else line)
 
 
@@ -59,29 +64,24 @@ class PullProgress:
     def __init__(self, *, yes: bool) -> None:
         self._yes = yes
         self._bar: Any = None
-        self._task: Any = None
         self._title = ""
         self._total = 0
+        self._done = 0
         self._told = 0
         self._began = 0.0
-        if sys.stderr.isatty() and colour_wanted():
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                DownloadColumn(),
-                TimeRemainingColumn(),
-                console=Console(file=sys.stderr),
-            )
+        self._draws = sys.stderr.isatty() and colour_wanted()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """The bar, if there is one, stays as it is."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.render_finish()
+            self._bar = None
 
     def plan(self, plan: PullPlan) -> None:
         """Say what, how large and from where; ask when it is large and somebody can answer."""
@@ -97,16 +97,21 @@ class PullProgress:
             click.confirm("Download it?", abort=True, err=True)
 
     def phase(self, title: str, total: int) -> None:
+        self._end()
         self._title, self._total, self._told, self._began = title, total, 0, time.monotonic()
-        if self._bar is None:
+        self._done = 0
+        if not self._draws:
             click.echo(f"{title}: {size(total)}", err=True)
             return
-        self._bar.start()
-        self._task = self._bar.add_task(title, total=total)
+        self._bar = click.progressbar(
+            length=total, label=f"{title} ({size(total)})", file=sys.stderr, update_min_steps=total // 200
+        )
+        self._bar.render_progress()
 
     def advance(self, done: int) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(done - self._done)
+            self._done = done
             return
         quarter = 4 * done // max(1, self._total)
         # Quick phases need no running commentary in a log.
@@ -115,7 +120,5 @@ class PullProgress:
         self._told = max(self._told, quarter)
 
     def note(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        else:
-            click.echo(text, err=True)
+        self._end()
+        click.echo(text, err=True)

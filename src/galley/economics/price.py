@@ -4,6 +4,7 @@ Money is whole pico-dollars (1e-12 USD); a price is whole pico-dollars a token, 
 million tokens. A price that is not known is refused, or is the declared ceiling: never zero.
 """
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
@@ -42,14 +43,36 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
     cache_write: int
     request: int = 0
     """Pico-dollars a request."""
+    batch_points: int = 10_000
+    """Of our own engines: what a line of a batch is charged, in ten-thousandths of these prices."""
+    draft_saving: int = 0
+    """Of our own engines: pico-dollars of machine time that an accepted draft token saves."""
     valid_from: date = date.min
     quality: Quality = "exact"
 
+    @property
+    def free(self) -> bool:
+        """Whether nothing costs anything."""
+        return not (self.input or self.output or self.cached or self.cache_write or self.request)
+
+    def for_batch(self) -> "PriceVersion":
+        """The price of a line of a batch, each rounded up to a whole pico-dollar; itself where there is no
+        discount."""
+        if self.batch_points == 10_000:
+            return self
+        cut = {name: -(-getattr(self, name) * self.batch_points // 10_000) for name in (*KINDS, "request")}
+        return msgspec.structs.replace(self, id=f"{self.id}#batch", batch_points=10_000, **cut)
+
+    @property
+    def digest(self) -> str:
+        """Of everything it says, so that an id which comes with other numbers is told apart."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
+
     def lines(self, usage: Usage) -> list[dict[str, Any]]:
         """Price lines of a usage: kind, quantity, pico-dollars a unit and in all, price version; lines with
-        a quantity of 0 are left out. Whole numbers only, so nothing is rounded. Our own engines have none:
-        what they cost is on the receipt as resources, not as a list price."""
-        if self.quality == "own":
+        a quantity of 0 are left out. Whole numbers only, so nothing is rounded. Our own engines have none
+        unless the operator gives them a price: what they use is on the receipt as resources."""
+        if self.quality == "own" and self.free:
             return []
         fresh = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
         if fresh < 0:

@@ -19,7 +19,7 @@ from galley.endpoint.translate import renamed
 from galley.endpoint.wire import header_list, parse_object
 from galley.errors import GalleyError, InvalidRequest
 from galley.router.router import Answer, Router
-from galley.types import Delta, Request
+from galley.types import Delta, Judgement, Request
 
 __all__ = ["Door", "Generate", "Keep", "Limits", "Outcome"]
 
@@ -140,7 +140,9 @@ class Generate:
         """The request, checked as far as can be without a model. Raises GalleyError."""
         found = self._door.parse(body, request_id=request_id, capture=self._capture, key=principal.key)
         request, options = await found if inspect.isawaitable(found) else found
-        principal.need_model(request.model, self._router.catalog.aliases.get(request.model, request.model))
+        allowed = principal.reachable(request.model, self._router.catalog)
+        if allowed:
+            request = msgspec.structs.replace(request, allowed_models=allowed)
         if options.keep and self._keep is None:
             options = msgspec.structs.replace(options, keep=False)
             request = msgspec.structs.replace(request, ignored_params=["store", *request.ignored_params])
@@ -179,6 +181,8 @@ class Generate:
                 client.headers.append((b"x-galley-served-by", answer.card.served_by.encode()))
                 if answer.prepared.pooling_note:
                     client.headers.append((b"x-galley-pooling", answer.prepared.pooling_note.encode()))
+                if answer.judgement is not None:
+                    client.headers.append((b"x-galley-cascade", cascade_words(answer.judgement).encode()))
                 reply = self._door.reply(answer, options)
                 if options.stream:
                     assert isinstance(reply, Reply)
@@ -247,6 +251,13 @@ def told(request: Request) -> list[tuple[bytes, bytes]]:
         words = "; ".join(f"{path}: {what}" for path, what in request.clamped.items())
         headers.append((b"x-galley-clamped", words.encode("ascii", "replace")[:2000]))
     return headers
+
+
+def cascade_words(judgement: Judgement) -> str:
+    """A cascade's decision in one header line."""
+    what = f"escalated to {judgement.to}" if judgement.escalated else "kept"
+    words = " ".join(f"{judgement.first} {what}: {judgement.reason}".split())
+    return words.encode("ascii", "replace").decode()[:1000]
 
 
 class Pulse:

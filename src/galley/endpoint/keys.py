@@ -15,6 +15,7 @@ import msgspec
 
 from galley.endpoint.database import Database
 from galley.errors import InvalidRequest, NotFound, PermissionDenied
+from galley.router.catalog import Catalog
 
 __all__ = ["SCOPES", "Key", "KeyStore", "Principal", "Scope"]
 
@@ -84,6 +85,27 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     def may_ask(self, *names: str) -> bool:
         """Whether one of a model's names is on the list."""
         return not self.models or any(name in self.models for name in names)
+
+    def reachable(self, name: str, catalog: Catalog) -> list[str]:
+        """The models that may serve a request for ``name``; empty means all. Raises PermissionDenied
+        ``model_not_allowed``.
+
+        A list of models holds for what serves, not only for what is asked: a route leads to those of its
+        models that are listed (or to all of them where the route itself is), and so does a fallback.
+        """
+        if not self.models:
+            return []
+        listed = {catalog.aliases.get(each, each) for each in self.models}
+        route = catalog.routes.get(name)
+        if route is not None:
+            models = [each for each in route.models if name in self.models or each in listed]
+            if not models:
+                self.need_model(name)
+            return models
+        real = catalog.aliases.get(name, name)
+        self.need_model(name, real)
+        logical = catalog.models.get(real)
+        return [real, *(each for each in (logical.fallback if logical else ()) if each in listed)]
 
     def need_model(self, *names: str) -> None:
         """Raises PermissionDenied ``model_not_allowed``."""

@@ -75,7 +75,7 @@ class Tools:
             assert function is not None
             name = function.checked(function.need("name"), "name", 64)
             if name not in names:
-                raise invalid(f"There is no tool {name!r}.", function.at("name"), "invalid_value")
+                raise invalid(f"There is no tool {name!r}.", "tool_choice", "invalid_value")
             return f"function:{name}"
         word = fields.choice("tool_choice", ("auto", "none", "required")) or "auto"
         if word == "required" and not names:
@@ -95,7 +95,9 @@ class Tools:
             name = function.get("name") if isinstance(function, dict) else None
             if name not in names:
                 raise invalid(
-                    f"There is no tool {str(name)[:64]!r}.", f"{allowed.path}.tools[{i}]", "invalid_value"
+                    f"There is no tool {str(name)[:64]!r} (tools[{i}] of those allowed).",
+                    "tool_choice",
+                    "invalid_value",
                 )
             listed.append(name)
         if set(listed) == set(names):

@@ -184,7 +184,8 @@ class RemoteRun:
         try:
             async with asyncio.timeout(limits.first):
                 request = self._prepared.request
-                self._reply = await self.provider.send(request, request.id)
+                # A retry is the same work; what a cascade asks of another model is not.
+                self._reply = await self.provider.send(request, f"{request.id}-{request.model}")
                 if self._reply.status != 200:
                     raise await self._refusal(self._reply)
                 if request.stream:

@@ -53,10 +53,9 @@ class Toolbox:
     def messages(self, request: Request) -> list[dict[str, Any]]:
         """The messages as the template is to see them. Where it knows no tools, the tools go into the system
         message, and calls and results of earlier turns into text."""
-        messages = request.messages or []
+        out, _ = self.spoken(request.messages or [])
         if self.shows_tools:
-            return messages
-        out = [spoken_message(message) for message in messages]
+            return out
         if request.tools:
             note = NOTE.format(
                 tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in request.tools)
@@ -67,12 +66,20 @@ class Toolbox:
                 out.insert(0, {"role": "system", "content": note})
         return out
 
+    def spoken(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Messages as the template can show them, calls and results in words where it knows no tools; and
+        what was changed."""
+        if self.shows_tools:
+            return messages, {}
+        called = any(m.get("tool_calls") or m.get("role") == "tool" for m in messages)
+        told = {"messages": "tool calls and results put in words"} if called else {}
+        return [spoken_message(message) for message in messages], told
+
     def adjusted(self, request: Request) -> dict[str, str]:
         """What ``messages`` changed, in words by parameter."""
         if self.shows_tools or request.messages is None:
             return {}
-        called = any(m.get("tool_calls") or m.get("role") == "tool" for m in request.messages)
-        told = {"messages": "tool calls and results put in words"} if called else {}
+        _, told = self.spoken(request.messages)
         if request.tools:
             told["tools"] = "described in the system message: the chat template knows no tools"
         return told
@@ -163,7 +170,7 @@ class Toolbox:
             )
         except ValueError as error:
             raise InvalidRequest(
-                f"these tools cannot be enforced: {error}", param="tools", code="unsupported_schema"
+                f"these tools cannot be enforced: {error}", param="tools", code="invalid_json_schema"
             ) from None
 
 
@@ -179,13 +186,24 @@ def spoken_message(message: dict[str, Any]) -> dict[str, Any]:
         blocks = []
         for call in message["tool_calls"]:
             function = call["function"]
+            arguments = function["arguments"]
+            if not isinstance(arguments, str):
+                arguments = json.dumps(arguments, ensure_ascii=False)
             lead = f'{{"name": {json.dumps(function["name"])}, "arguments": '
-            blocks.append(f"{GENERIC.call[0]}\n{lead}{function['arguments']}}}\n{GENERIC.call[1]}")
-        content = "\n".join([*([message["content"]] if message.get("content") else []), *blocks])
-        return {"role": message["role"], "content": content}
+            blocks.append(f"{GENERIC.call[0]}\n{lead}{arguments}}}\n{GENERIC.call[1]}")
+        said = said_in(message)
+        return {"role": message["role"], "content": "\n".join([*([said] if said else []), *blocks])}
     if message.get("role") == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
+        return {"role": "user", "content": f"<tool_response>\n{said_in(message)}\n</tool_response>"}
     return message
+
+
+def said_in(message: dict[str, Any]) -> str:
+    """A message's content as text, its parts joined as the HTTP door joins them."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(part.get("text", "")) for part in content)
 
 
 def call_id() -> str:

@@ -5,6 +5,7 @@ answered by its class; how often, by the failing upstream's retry budget.
 """
 
 import asyncio
+import copy
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from galley.router.eligible import Candidate
 from galley.router.health import Budget, Health, Ticket
 from galley.types import Attempt, Request
 
-__all__ = ["Pursuit", "Won"]
+__all__ = ["Pursuit", "Won", "as_offered"]
 
 BASE_S, CAP_S = 0.05, 2.0
 """Full jitter: sleep U(0, min(CAP_S, BASE_S * 2^n)) before asking the same upstream again."""
@@ -57,6 +58,14 @@ class Won:
 
 
 Served = Callable[[Candidate], tuple[ModelCard, Provider]]
+Ask = Callable[[Request, Candidate], Request]
+
+
+def as_offered(request: Request, candidate: Candidate) -> Request:
+    """The request under the logical model's own name."""
+    if request.model == candidate.offer.model:
+        return request
+    return msgspec.structs.replace(request, model=candidate.offer.model)
 
 
 class Pursuit:
@@ -69,9 +78,11 @@ class Pursuit:
         hedge_after_s: seconds without a commit after which a second offer is asked too; None takes the first
             offer's 95th percentile once it is known.
         deadline: monotonic.
+        ask: the request as one candidate is to be asked.
 
     Attributes:
         attempts: every call made, in order of its end.
+        request, sequence, health, deadline: as given.
     """
 
     def __init__(
@@ -88,31 +99,40 @@ class Pursuit:
         started: float,
         deadline: float,
         rng: random.Random,
+        ask: Ask = as_offered,
     ) -> None:
         self.attempts: list[Attempt] = []
-        self._request = request
-        self._sequence = list(sequence)
+        self._ask = ask
+        self.request = request
+        self.sequence = list(sequence)
         self._served = served
-        self._health = health
+        self.health = health
         self._retries = retries
         self._patience = patience_s
         self._hedges = hedges
         self._hedge_after_s = hedge_after_s
         self._started = started
-        self._deadline = deadline
+        self.deadline = deadline
         self._rng = rng
         self._tried: dict[str, int] = {}
         self._dead: set[str] = set()
         self._too_small = 0
 
+    def among(self, sequence: Sequence[Candidate]) -> "Pursuit":
+        """A further pursuit for the same request: other offers, the same deadline and list of attempts."""
+        other = copy.copy(self)
+        other.sequence = list(sequence)
+        other._tried, other._dead, other._too_small = {}, set(), 0
+        return other
+
     async def win(self) -> Won:
         """The first attempt that commits. Raises the error that ended the pursuit."""
-        left = self._deadline - time.monotonic()
+        left = self.deadline - time.monotonic()
         try:
             async with asyncio.timeout(left):
                 return await self._win()
         except TimeoutError as error:
-            own = self._request.max_total_s
+            own = self.request.max_total_s
             ran_out = own is not None and time.monotonic() >= self._started + own
             raise DeadlineExceeded(
                 f"No answer began within the deadline ({len(self.attempts)} attempts).",
@@ -128,7 +148,7 @@ class Pursuit:
                 break
             candidate, ticket = taken
             if number == 0:
-                health = self._health(candidate.offer.key)
+                health = self.health(candidate.offer.key)
                 health.retries.deposit()
                 if self._hedges is not None:
                     self._hedges.deposit()
@@ -138,17 +158,17 @@ class Pursuit:
                 last = error
                 if not self._goes_on(candidate, error):
                     raise
-                if not self._health(candidate.offer.key).retries.take():
+                if not self.health(candidate.offer.key).retries.take():
                     error.extra.setdefault("retries", "the retry budget of this upstream is spent")
                     raise
         if last is None:
-            waits = min((self._health(c.offer.key).waits() for c in self._sequence), default=1.0)
+            waits = min((self.health(c.offer.key).waits() for c in self.sequence), default=1.0)
             raise Upstream(
                 "every provider that may serve this is failing; not asked again yet",
                 kind="open",
                 retry_after_s=max(1.0, waits),
             )
-        dead = all(c.offer.key in self._dead for c in self._sequence)
+        dead = all(c.offer.key in self._dead for c in self.sequence)
         if dead and isinstance(last, Upstream) and last.kind == "auth":
             last.code = "upstream_credentials_exhausted"
         raise last
@@ -167,24 +187,24 @@ class Pursuit:
         if isinstance(error, Overloaded) and candidate.offer.location == "local":
             # Shed by our own gate, which has said when to come back: asking again now is what it sheds.
             self._dead.add(candidate.offer.key)
-            return any(each.offer.key not in self._dead for each in self._sequence)
+            return any(each.offer.key not in self._dead for each in self.sequence)
         return isinstance(error, Overloaded | EngineFault)
 
     def _only_larger(self, candidate: Candidate) -> bool:
         self._too_small = max(self._too_small, candidate.offer.context)
-        for each in self._sequence:
+        for each in self.sequence:
             if each.offer.context <= self._too_small:
                 self._dead.add(each.offer.key)
-        return any(each.offer.key not in self._dead for each in self._sequence)
+        return any(each.offer.key not in self._dead for each in self.sequence)
 
     async def _next(self) -> tuple[Candidate, Ticket] | None:
         """The least tried of those that may be asked, in order; waits where that is worth it."""
         while True:
-            open_ = [c for c in self._sequence if c.offer.key not in self._dead]
+            open_ = [c for c in self.sequence if c.offer.key not in self._dead]
             open_.sort(key=lambda c: self._tried.get(c.offer.key, 0))
             soonest: float | None = None
             for candidate in open_:
-                health = self._health(candidate.offer.key)
+                health = self.health(candidate.offer.key)
                 wait = health.waits()
                 if wait > 0:
                     soonest = wait if soonest is None else min(soonest, wait)
@@ -192,14 +212,14 @@ class Pursuit:
                 times = self._tried.get(candidate.offer.key, 0)
                 if times:
                     pause = self._rng.uniform(0, min(CAP_S, BASE_S * 2.0 ** (times - 1)))
-                    if time.monotonic() + pause >= self._deadline:
+                    if time.monotonic() + pause >= self.deadline:
                         return None
                     await asyncio.sleep(pause)
                 ticket = health.breaker.take()
                 if ticket is not None:
                     return candidate, ticket
             # A rate limit or an open breaker that ends soon is waited for; a long one fails at once.
-            if soonest is None or soonest > self._patience or time.monotonic() + soonest >= self._deadline:
+            if soonest is None or soonest > self._patience or time.monotonic() + soonest >= self.deadline:
                 return None
             self._patience -= soonest
             await asyncio.sleep(soonest)
@@ -245,27 +265,27 @@ class Pursuit:
         for task in losers:
             if task.done() and not task.cancelled() and task.exception() is None:
                 won = task.result()
-                self._health(won.candidate.offer.key).inflight -= 1
+                self.health(won.candidate.offer.key).inflight -= 1
                 await won.run.stop()
                 for place, attempt in enumerate(self.attempts):
                     if attempt.outcome == "won" and attempt.provider == won.candidate.offer.provider:
                         self.attempts[place] = msgspec.structs.replace(attempt, outcome="lost")
 
     def _hedge_delay(self, candidate: Candidate) -> float | None:
-        if self._hedges is None or candidate.offer.location == "local" or len(self._sequence) < 2:
+        if self._hedges is None or candidate.offer.location == "local" or len(self.sequence) < 2:
             return None
         if self._hedge_after_s is not None:
             return self._hedge_after_s
-        return self._health(candidate.offer.key).latency.quantile(0.95)
+        return self.health(candidate.offer.key).latency.quantile(0.95)
 
     def _second(self, first: Candidate) -> tuple[Candidate, Ticket] | None:
         """Another offer of the same model, if the hedge budget allows one."""
         assert self._hedges is not None
-        for candidate in self._sequence:
+        for candidate in self.sequence:
             same = candidate.offer.model == first.offer.model
             if candidate is first or not same or candidate.offer.key in self._dead:
                 continue
-            health = self._health(candidate.offer.key)
+            health = self.health(candidate.offer.key)
             if health.waits() > 0 or health.breaker.state != "closed" or not self._hedges.take():
                 continue
             ticket = health.breaker.take()
@@ -275,13 +295,11 @@ class Pursuit:
 
     async def _attempt(self, candidate: Candidate, ticket: Ticket, *, hedge: bool) -> Won:
         key = candidate.offer.key
-        health = self._health(key)
+        health = self.health(key)
         self._tried[key] = self._tried.get(key, 0) + 1
         began = time.monotonic()
         card, provider = self._served(candidate)
-        asked = self._request
-        if asked.model != candidate.offer.model:
-            asked = msgspec.structs.replace(asked, model=candidate.offer.model)
+        asked = self._ask(self.request, candidate)
         meter = Meter(capture=asked.capture)
         health.inflight += 1
         health.calls += 1

@@ -86,7 +86,7 @@ class RouteTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """``[[route]]``: a name that stands for a choice among models, by a policy."""
 
     name: str
-    policy: Literal["fixed", "rules", "specialised", "learned", "bandit", "factors"]
+    policy: Literal["fixed", "rules", "specialised", "learned", "cascade", "bandit", "factors"]
     models: list[str]
     options: dict[str, Any] = {}
 

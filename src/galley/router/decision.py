@@ -9,6 +9,8 @@ from datetime import UTC, date, datetime
 import msgspec
 
 from galley.errors import ConfigError, InvalidRequest, PolicyRefused
+from galley.router.attempts import as_offered
+from galley.router.cascade import Cascade
 from galley.router.catalog import Catalog, Offer, RouteTable
 from galley.router.eligible import Candidate, Eligible
 from galley.router.facts import Facts
@@ -32,6 +34,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sequence: offers in the order they are tried; the first is the choice. All of them are eligible.
         micros: microseconds it took.
+        limit_pico: most pico-dollars the whole request may cost; None for no limit.
     """
 
     asked: str
@@ -41,6 +44,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, str]
     facts: Facts
     micros: float
+    limit_pico: int | None = None
 
     def route(self, chosen: Candidate) -> Route:
         """For the receipt, once it is known who served."""
@@ -57,7 +61,21 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
             candidates=[each.offer.key for each in self.sequence],
             refused=self.refused,
             quote_pico=chosen.quote.most,
+            asked=self.asked,
+            kind=self.choice.kind,
         )
+
+    def ask(self, request: Request, candidate: Candidate) -> Request:
+        """The request as a candidate is to be asked: a cascade's first model is asked for log-probabilities,
+        where its provider can give them."""
+        asked = as_offered(request, candidate)
+        judge = self.choice.judge
+        if judge is None or candidate.offer.model != self.choice.order[0]:
+            return asked
+        if "logprobs" in candidate.offer.lacks:
+            return asked
+        top = max(judge.top, asked.params.logprobs or 0)
+        return msgspec.structs.replace(asked, params=msgspec.structs.replace(asked.params, logprobs=top))
 
 
 class Chooser:
@@ -100,6 +118,8 @@ class Chooser:
             return Fixed()
         if table.policy == "bandit":
             return Bandit(table, self._rng)
+        if table.policy == "cascade":
+            return Cascade(table, read)
         return Learned(table, read)
 
     def decide(self, request: Request) -> Decision:
@@ -124,8 +144,12 @@ class Chooser:
                 raise InvalidRequest(
                     f"The model {name!r} gives no embeddings.", param="model", code="model_not_supported"
                 )
+        barred: dict[str, str] = {}
+        if request.allowed_models:
+            barred = {each: "the key may not use it" for each in models if each not in request.allowed_models}
+            models = [each for each in models if each not in barred]
         eligible = Eligible.find(catalog, facts, models, self._today())
-        refused = {refusal.what: refusal.why for refusal in eligible.refused}
+        refused = barred | {refusal.what: refusal.why for refusal in eligible.refused}
         if not eligible.models:
             raise refuse(name, refused)
         choice = policy.choose(self._question(request, facts, eligible))
@@ -135,7 +159,8 @@ class Chooser:
             )
         warm = self._sessions.get(facts.session) if facts.session else None
         if warm is not None:
-            choice = self._stick(choice, eligible, warm)
+            last = (request.messages or [{}])[-1]
+            choice = self._stick(choice, eligible, warm, tools=last.get("role") == "tool")
         ranked: Iterable[str] = choice.order
         local_first = catalog.policy.location == "local-first"
         if local_first:
@@ -153,6 +178,7 @@ class Chooser:
                 warm=warm[1] if warm is not None else None,
             )
         ]
+        limits = [limit for limit in (facts.max_pico, catalog.max_pico) if limit is not None]
         return Decision(
             asked=name,
             rule=rule,
@@ -161,6 +187,7 @@ class Chooser:
             refused=refused,
             facts=facts,
             micros=(time.perf_counter() - began) * 1e6,
+            limit_pico=min(limits, default=None),
         )
 
     def _question(self, request: Request, facts: Facts, eligible: Eligible) -> Question:
@@ -172,11 +199,17 @@ class Chooser:
             request=request, facts=facts, models=self.catalog.models, eligible=eligible.models, wait=wait
         )
 
-    def _stick(self, choice: Choice, eligible: Eligible, warm: tuple[str, str, int]) -> Choice:
+    def _stick(
+        self, choice: Choice, eligible: Eligible, warm: tuple[str, str, int], *, tools: bool
+    ) -> Choice:
         """Stay with the conversation's model unless another's score is better by the margin, plus the share
-        of the other's price that goes on computing again what is cached where the conversation is."""
+        of the other's price that goes on computing again what is cached where the conversation is. The
+        results of tools always go to the model that called them."""
         stays, provider, cached = warm
         best = choice.order[0]
+        if choice.judge is not None and not tools:
+            # Whoever answered last keeps its cache while the first model tries: nothing is lost by asking it.
+            return choice
         if stays not in eligible.models or stays == best:
             return choice
         lost = 0.0
@@ -185,11 +218,12 @@ class Chooser:
             again = min(c.price.input for c in eligible.models[best]) * cached
             lost = min(1.0, again / max(1, eligible.models[best][0].quote.expected))
         gain = choice.scores.get(best, 0.0) - choice.scores.get(stays, 0.0)
-        if gain > SWITCH_MARGIN * (1 + lost * 4):
+        if gain > SWITCH_MARGIN * (1 + lost * 4) and not tools:
             return choice
         rest = [model for model in choice.order if model != stays]
+        why = "the results are for the model that called" if tools else "stays with the conversation's model"
         return msgspec.structs.replace(
-            choice, order=[stays, *rest], reason=f"{choice.reason}; stays with the conversation's model"
+            choice, order=[stays, *rest], reason=f"{choice.reason}; {why}", judge=None
         )
 
     def remember(self, session: str | None, chosen: Candidate, tokens: int) -> None:

@@ -11,9 +11,21 @@ from galley.errors import ConfigError
 from galley.router.catalog import Logical, RouteTable
 from galley.router.eligible import Candidate
 from galley.router.facts import Facts, last_user_text
-from galley.types import Request
+from galley.types import Request, TokenLogprob
 
-__all__ = ["Choice", "Factors", "Fixed", "Policy", "Question", "Rules", "Specialised", "speciality"]
+__all__ = [
+    "Bandit",
+    "Choice",
+    "Factors",
+    "Fixed",
+    "Judge",
+    "Policy",
+    "Question",
+    "Reading",
+    "Rules",
+    "Specialised",
+    "speciality",
+]
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,8 +36,53 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     scores: dict[str, float] = {}
     reason: str = ""
     propensity: float = 1.0
-    least_confidence: float | None = None
-    """Cascades: an answer of the first model below this goes to the next."""
+    chances: dict[str, float] = {}
+    """Probability of each model to be drawn first, where a draw decided; they add up to 1."""
+    kind: str = ""
+    """Kind of work that was seen in the prompt, where the policy looked for one."""
+    judge: "Judge | None" = None
+    """Cascades: what judges the first model's answer before anybody sees it."""
+
+
+class Reading(Protocol):
+    """Reads one answer as it comes."""
+
+    tokens: int
+
+    @property
+    def full(self) -> bool:
+        """Whether further tokens change nothing."""
+        ...
+
+    def add(self, entries: Sequence[TokenLogprob]) -> None: ...
+
+    def signals(self) -> list[float]:
+        """Raises ValueError before the first token."""
+        ...
+
+
+class Judge(Protocol):
+    """Says how likely it is that an answer is good (``cascade.Confidence``).
+
+    Attributes:
+        top: alternatives needed beside each token.
+        needed: least confidence that is enough.
+        keep: give the first answer after all when nobody can take the escalation.
+        share: most of the time left that the first model may take, 0..1.
+    """
+
+    top: int
+    needed: float
+    keep: bool
+    share: float
+
+    def watch(self) -> Reading: ...
+    def confidence(self, signals: Sequence[float]) -> float: ...
+    def named(self, signals: Sequence[float]) -> dict[str, float]: ...
+
+    def foreign(self, weights: str) -> str | None:
+        """Why answers of these weights cannot be judged; None when they can."""
+        ...
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):

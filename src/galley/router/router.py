@@ -21,7 +21,8 @@ from galley.router.attempts import Pursuit, Won
 from galley.router.catalog import Catalog
 from galley.router.decision import Chooser, Decision
 from galley.router.health import BASE_S, Budget, Health
-from galley.types import Delta, Receipt, ReceiptStatus, Request, Route, Usage
+from galley.router.judged import Cascading
+from galley.types import Delta, Judgement, Receipt, ReceiptStatus, Request, Route, Usage
 
 __all__ = ["Answer", "Recorder", "Router"]
 
@@ -173,6 +174,7 @@ class Router:
             started=started,
             deadline=started + limit,
             rng=self._rng,
+            ask=decision.ask,
         )
 
     def open(
@@ -239,6 +241,7 @@ class Answer:
         self._decision: Decision | None = None
         self._won: Won | None = None
         self._price: PriceVersion | None = None
+        self._cascade: Cascading | None = None
 
     async def __aenter__(self) -> "Answer":
         self._router.active += 1
@@ -248,6 +251,12 @@ class Answer:
             self._route = decision.route(decision.sequence[0])
             self._pursuit = self._router.pursue(self.request, decision, self._started)
             won = self._won = await self._pursuit.win()
+            judge = decision.choice.judge
+            if judge is not None and won.candidate.offer.model == decision.choice.order[0]:
+                self._cascade = Cascading(won, judge, self._pursuit, limit_pico=decision.limit_pico)
+                # Until it is settled this is what runs, and what a cancellation has to stop.
+                self._run, self._meter = self._cascade.trial, won.meter
+                won = self._won = await self._cascade.settle()
             self._route = decision.route(won.candidate)
             self.card, self.provider, self.prepared = won.card, won.provider, won.prepared
             self.request = won.prepared.request  # with what the provider had to adjust
@@ -286,6 +295,11 @@ class Answer:
         """What went wrong so far in reading the output, such as a malformed tool call."""
         return self._meter.warnings
 
+    @property
+    def judgement(self) -> Judgement | None:
+        """What a cascade decided; None where there was none."""
+        return self._cascade.judgement if self._cascade is not None else None
+
     def usage(self) -> Usage:
         """Tokens so far; final once ``deltas`` has ended."""
         return add_usage(self._meter.jobs, self._meter.choices(), max(1, self.request.params.n))
@@ -308,7 +322,7 @@ class Answer:
             return
         health = self._router.health(won.candidate.offer.key)
         health.inflight -= 1
-        if isinstance(error, Upstream):
+        if isinstance(error, Upstream) and error.kind == "cut":
             health.failures += 1
             health.breaker.cut()
         elif error is None and self._decision is not None:
@@ -341,12 +355,16 @@ class Answer:
                 output=self._meter.output(),
                 output_ids=self._meter.output_ids(),
                 attempts=self._pursuit.attempts if self._pursuit is not None else (),
-                price_lines=self._price.lines(self.usage()) if self._price is not None else (),
+                price_lines=[
+                    *(self._price.lines(self.usage()) if self._price is not None else ()),
+                    *(self._cascade.lines if self._cascade is not None else ()),
+                ],
                 notes={"usage": "estimated: the upstream gave no token counts"}
                 if self._meter.estimated
                 else None,
                 warnings=self._meter.warnings,
                 pooling=(prepared.pooling_note or None) if prepared else None,
+                judgement=self.judgement,
             )
             self._router.record(self.receipt)
         except Exception:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
-from threading import Condition, Thread
+from threading import Thread
 from typing import Unpack
 
 from galley.errors import EngineFault, GalleyError, InvalidRequest, Overloaded
@@ -14,16 +14,18 @@ from galley.kv.disk import DiskStore
 from galley.runtime.arrival import Arrival, Terms
 from galley.runtime.backend.base import Backend
 from galley.runtime.cost import CostModel
+from galley.runtime.entry import Entry
+from galley.runtime.inbox import Inbox
 from galley.runtime.journal import Journal
 from galley.runtime.loop import Loop
-from galley.runtime.mailbox import Mailbox, Stream
+from galley.runtime.mailbox import Stream
 from galley.runtime.meter import JobMeter
 from galley.runtime.out import StepOut
 from galley.runtime.pace import Pace
-from galley.runtime.park import Parked, park, resume
+from galley.runtime.park import Parked, resume
 from galley.runtime.policy import Policy
 from galley.runtime.probe import IdleProbe
-from galley.runtime.queue import Waiting
+from galley.runtime.readers import Readers, Sink
 from galley.runtime.setup import build_scheduler
 from galley.runtime.stats import EngineStats
 from galley.runtime.tier import DiskOptions, DiskTier
@@ -99,21 +101,14 @@ class Engine:
         self.context = self.scheduler.admission.room
         self.violations = 0
         self._clock = clock
-        self._wake = Condition()
+        self._inbox = Inbox()
+        self._readers = Readers()
         self._tier: DiskTier | None = None
         if disk is not None:
             self._tier = DiskTier.open(
-                disk, backend, model_key, self.scheduler.model_key, pace=pace, wake=self._nudge
+                disk, backend, model_key, self.scheduler.model_key, pace=pace, wake=self._inbox.nudge
             )
-        self._loading: dict[str, Arrival] = {}
-        # Guarded by _wake; the engine thread takes all of it once a step.
-        self._submits: list[Arrival] = []
-        self._coming: dict[str, Waiting] = {}  # by tenant: submitted or loading, not in the queue yet
-        self._verdicts: list[tuple[str, bool]] = []
-        self._parks: list[tuple[str, Future[Parked]]] = []
-        self._sinks: dict[str, Stream | Callable[[StepOut], None]] = {}
-        self._boxes: dict[Stream, Mailbox] = {}
-        self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
+        self._entry = Entry(self.scheduler, self._inbox, self._tier, clock)
         self._draining = False
         self._closing = False
         self._thread: Thread | None = None
@@ -134,17 +129,16 @@ class Engine:
         if self._thread is not None:
             raise RuntimeError("this engine has a thread of its own")
         self._step()
-        if self._loading and not self.scheduler.busy:
-            with self._wake:
-                self._wake.wait(0.01)
-        return bool(self._sinks)
+        if self._entry and not self.scheduler.busy:
+            with self._inbox.wake:
+                self._inbox.wake.wait(0.01)
+        return bool(self._readers)
 
     def close(self) -> None:
         """Cancel what is left and stop the thread. Idempotent; blocks for at most one step, and with a disk
         tier for at most five seconds until the cache is written."""
-        with self._wake:
-            self._closing = self._draining = True
-            self._wake.notify()
+        self._closing = self._draining = True
+        self._inbox.nudge()
         if self._thread is not None:
             self._thread.join()
         else:
@@ -152,9 +146,9 @@ class Engine:
 
     async def drain(self) -> None:
         """Admit nothing more and return when all jobs are done (CAN-6)."""
-        with self._wake:
+        with self._inbox.wake:  # whoever is about to be let in is in before
             self._draining = True
-        while self._sinks:
+        while self._readers:
             await asyncio.sleep(0.01)
 
     def submit(
@@ -163,7 +157,7 @@ class Engine:
         prompt: list[int],
         params: SamplingParams,
         *,
-        on_step: Callable[[StepOut], None] | Stream,
+        on_step: Sink,
         **terms: Unpack[Terms],
     ) -> None:
         """Queue one choice; n are n submits with lanes 0 … n-1. ``guide`` is its own, ``banned`` never drawn.
@@ -188,15 +182,9 @@ class Engine:
         The future is set by the engine: with the Parked, or with NotFound. Its KV stays cached, and with a
         disk tier is written there without waiting for an idle engine.
         """
-        future: Future[Parked] = Future()
-        with self._wake:
-            self._parks.append((job_id, future))
-            self._wake.notify()
-        return future
+        return self._inbox.park(job_id)
 
-    def resume(
-        self, parked: Parked, *, on_step: Callable[[StepOut], None] | Stream, job_id: str | None = None
-    ) -> None:
+    def resume(self, parked: Parked, *, on_step: Sink, job_id: str | None = None) -> None:
         """Go on with a parked job, under its own id or a new one: the same tokens follow as if it had never
         been away. ``on_step`` gets the new ones. Raises as ``submit``."""
         name = job_id or parked.job_id
@@ -207,21 +195,19 @@ class Engine:
     def _queue(
         self,
         arrival: Arrival,
-        on_step: Callable[[StepOut], None] | Stream,
+        on_step: Sink,
         max_queue_s: float | None = None,
     ) -> None:
-        job_id, tenant, scheduler = arrival.job_id, arrival.tenant, self.scheduler
-        with self._wake:
+        job_id, scheduler, inbox = arrival.job_id, self.scheduler, self._inbox
+        with inbox.wake:
             if self._draining:
                 raise Overloaded("the engine is draining", retry_after_s=5.0)
-            if job_id in self._sinks:
+            if job_id in self._readers:
                 raise InvalidRequest(f"job id {job_id!r} is in use", param="job_id")
             running = len(scheduler.running)
-            scheduler.gate.admit(tenant, max_queue_s, running=running, inbox=self._coming)
-            self._sinks[job_id] = on_step
-            self._submits.append(arrival)
-            self._coming.setdefault(tenant, Waiting()).more(len(arrival.tokens))
-            self._wake.notify()
+            scheduler.gate.admit(arrival.tenant, max_queue_s, running=running, inbox=inbox.coming)
+            self._readers.sinks[job_id] = on_step
+            inbox.put(arrival)
 
     async def stream(
         self, job_id: str, prompt: list[int], params: SamplingParams, **terms: Unpack[Terms]
@@ -231,12 +217,12 @@ class Engine:
         A reader slower than the engine gets several steps in one StepOut; the engine never waits for it.
         """
         stream = Stream(job_id)
-        with self._wake:
-            self._boxes[stream] = self._mailbox(asyncio.get_running_loop())
+        with self._inbox.wake:
+            self._readers.open(stream, asyncio.get_running_loop())
         try:
             self.submit(job_id, prompt, params, on_step=stream, **terms)
         except BaseException:
-            del self._boxes[stream]
+            del self._readers.boxes[stream]
             raise
         last = False
         try:
@@ -260,7 +246,7 @@ class Engine:
         """Cheap; from any thread."""
         return EngineStats.of(
             self.scheduler,
-            inbox=len(self._submits) + len(self._loading),
+            inbox=self._inbox.submits + len(self._entry),
             disk=None if self._tier is None else self._tier.store.stats(),
             disk_hit_tokens=0 if self._tier is None else self._tier.loads.hit_tokens,
             draining=self._draining,
@@ -274,45 +260,31 @@ class Engine:
         """The store of the disk tier; its questions may be asked from any thread."""
         return None if self._tier is None else self._tier.store
 
-    def _nudge(self) -> None:
-        """The disk tier has something for the engine thread."""
-        with self._wake:
-            self._wake.notify()
-
     def _tell(self, job_id: str, well: bool) -> None:
-        with self._wake:
-            if job_id in self._sinks:
-                self._verdicts.append((job_id, well))
-                self._wake.notify()
-
-    def _mailbox(self, loop: asyncio.AbstractEventLoop) -> Mailbox:
-        box = self._mailboxes.get(loop)
-        if box is None:
-            for dead in [known for known in self._mailboxes if known.is_closed()]:
-                del self._mailboxes[dead]
-            box = self._mailboxes[loop] = Mailbox(loop)
-        return box
+        if job_id in self._readers:
+            self._inbox.tell(job_id, well=well)
 
     def _run(self) -> None:
         while True:
-            with self._wake:
+            with self._inbox.wake:
                 while not self._wanted():
                     if self._clock() - self._checked_at > 60.0:
                         self._check()
                     # A load that is late must not wait for the next arrival.
-                    patience = 0.05 if self._loading else IDLE_S if self._probe is not None else None
-                    if not self._wake.wait(patience) or self._loading:
+                    patience = 0.05 if self._entry else IDLE_S if self._probe is not None else None
+                    if not self._inbox.wake.wait(patience) or self._entry:
                         break
                 if self._closing:
                     break
-            if self._wanted() or self._loading:
+            if self._wanted() or self._entry:
                 self._step()
             else:
                 self._measure()
         self._shut()
 
     def _wanted(self) -> bool:
-        return self._inbox() or self._closing or self.scheduler.busy or self._disk_work()
+        waits = bool(self._inbox) or self._closing or self.scheduler.busy
+        return waits or (self._tier is not None and self._tier.pending)
 
     def _measure(self) -> None:
         """Some idle time, for the cost model. Failing, it is left alone: serving does not need it."""
@@ -343,10 +315,7 @@ class Engine:
 
     def _step_with(self, tier: DiskTier) -> None:
         """A step, with what comes from the disk before it and what goes there after."""
-        tree, counters = self.scheduler.tree, self.scheduler.counters
-        refused: list[StepOut] = []
-        for job_id in tier.loads.ready(tree):
-            self._enter(self._loading.pop(job_id), refused)
+        counters, refused = self.scheduler.counters, self._entry.loaded(tier)
         before, began = counters.computed_tokens, time.monotonic()
         outs = refused + self.loop.step()
         tokens = counters.computed_tokens - before
@@ -357,115 +326,24 @@ class Engine:
             if out.last:
                 tier.leave(out.job_id)
         self._dispatch(outs)
-        tier.pump(self.scheduler.tree, idle=not (self.scheduler.busy or self._inbox()))
-
-    def _inbox(self) -> bool:
-        return bool(self._submits or self._verdicts or self._parks)
-
-    def _disk_work(self) -> bool:
-        return self._tier is not None and self._tier.pending
+        tier.pump(self.scheduler.tree, idle=not (self.scheduler.busy or self._inbox))
 
     def _shut(self) -> None:
         """Tell everyone who is left, when the cache is written."""
-        with self._wake:
-            self._submits, left = [], [*self._loading.values(), *self._submits]
-            self._loading, self._coming = {}, {}
-            self._parks, parks = [], self._parks
-        if self._tier is not None:
-            self._tier.close(self.scheduler.tree)
-        for _, future in parks:
-            future.set_exception(GalleyError("the engine was closed", code="cancelled"))
-        now = self._clock()
         closed = GalleyError("the engine was closed", code="cancelled")
-        self.scheduler.reset(closed, now)
-        unborn = [StepOut(job_id=a.job_id, error=closed, meter=JobMeter(finished=now)) for a in left]
+        unborn = self._entry.close(closed)
+        self.scheduler.reset(closed, self._clock())
         self._dispatch(self.scheduler.take() + unborn)
         self.loop.close()
 
     def _arrivals(self) -> None:
-        """Take the inbox: first submits, then cancels and parks, so that these find their job."""
-        if not self._inbox():
-            return
-        with self._wake:
-            submits, self._submits = self._submits, []
-            verdicts, self._verdicts = self._verdicts, []
-            parks = [] if self.scheduler.inflight else self._parks
-            self._parks = self._parks[len(parks) :]
-        now, tree = self._clock(), self.scheduler.tree
-        ended: list[StepOut] = []
-        for arrival in submits:
-            job_id, prompt, space, cache = arrival.job_id, arrival.tokens, arrival.space, arrival.cache
-            tier = None if arrival.reads else self._tier
-            if tier is not None and tier.arrive(tree, job_id, space, prompt, cache):
-                self._loading[job_id] = arrival
-            else:
-                self._enter(arrival, ended)
-        for job_id, well in verdicts:
-            loading = self._loading.pop(job_id, None)
-            if loading is None:
-                (self.scheduler.finish if well else self.scheduler.cancel)(job_id, now)
-            elif self._tier is not None:
-                self._tier.loads.abandon(job_id)
-                self._came(loading)
-                cancelled = GalleyError("the request was cancelled", code="cancelled")
-                ended.append(StepOut(job_id=job_id, error=cancelled, meter=JobMeter(finished=now)))
-        for job_id, future in parks:
-            self._park(job_id, future, ended)
-        if ended:
+        if ended := self._entry.take():
             self._dispatch(ended)
 
-    def _enter(self, arrival: Arrival, refused: list[StepOut]) -> None:
-        try:
-            arrival.enter()
-        except GalleyError as error:
-            meter = JobMeter(finished=self._clock())
-            refused.append(StepOut(job_id=arrival.job_id, error=error, meter=meter))
-        finally:
-            self._came(arrival)
-
-    def _came(self, arrival: Arrival) -> None:
-        """It is no longer on its way: the queue counts it now, or nobody."""
-        with self._wake:
-            waiting = self._coming[arrival.tenant]
-            waiting.fewer(len(arrival.tokens))
-            if not waiting.jobs:
-                del self._coming[arrival.tenant]
-
-    def _park(self, job_id: str, future: "Future[Parked]", refused: list[StepOut]) -> None:
-        """One park between steps; a job that still waits for the disk enters first."""
-        if not future.set_running_or_notify_cancel():
-            return
-        if job_id in self._loading and self._tier is not None:
-            self._tier.loads.abandon(job_id)
-            self._enter(self._loading.pop(job_id), refused)
-        try:
-            parked = park(self.scheduler, job_id, self._clock())
-        except GalleyError as error:
-            future.set_exception(error)
-            return
-        if self._tier is not None:
-            space = self.scheduler.namespace(parked.tenant, parked.salt, parked.cache)
-            self._tier.want(self.scheduler.tree, space, parked.tokens)
-        future.set_result(parked)
-
     def _dispatch(self, outs: list[StepOut]) -> None:
-        """To each sink its news; one wake-up for each event loop."""
-        posts: dict[Mailbox, list[tuple[Stream, StepOut]]] = {}
-        for out in outs:
-            sink = self._sinks.pop(out.job_id, None) if out.last else self._sinks.get(out.job_id)
-            if isinstance(sink, Stream):
-                box = self._boxes.pop(sink) if out.last else self._boxes[sink]
-                posts.setdefault(box, []).append((sink, out))
-            elif sink is not None:
-                try:
-                    sink(out)
-                except Exception:
-                    log.exception("on_step of job %s failed; the job is cancelled", out.job_id)
-                    self.cancel(out.job_id)
-        for box, post in posts.items():
-            if not box.post(post):
-                for stream, _ in post:
-                    self.cancel(stream.job_id)
+        """To each reader its news; a job that nobody hears any more is cancelled."""
+        for job_id in self._readers.tell(outs):
+            self.cancel(job_id)
 
     def _check(self) -> None:
         """Invariants at idle and after a failed step (KV-1, CAN-3): a violation is a metric, a log line and

@@ -15,32 +15,45 @@ class Fairness:
     A counter grows by ``w_in`` for each prompt token computed for the tenant, charged when the job is
     admitted, and by ``w_out`` for each token drawn. Prompt tokens found in the cache cost nothing, and
     neither does what a preemption makes the engine compute again. A tenant that begins to wait is lifted
-    to the smallest counter among those that wait already, so that idleness earns no credit.
+    to the smallest counter among those that wait already, less ``credit``: idleness earns that much and no
+    more. So who asks now and then, for less than its share, does not wait behind the prompt of one who asks
+    all the time, and holds nobody up for longer than the credit takes to compute (as Linux's CFS places a
+    task that wakes). A name never seen before gets none, else made-up names would always come first.
 
     Bound, for two tenants of equal weight that wait all the while: their service differs by at most
-    ``2·max(w_in·longest prompt, w_out·tokens that run at once)`` (Sheng et al., "Fairness in Serving Large
-    Language Models", OSDI 2024, arXiv 2401.00588, theorem 4.4). Work-conserving: nobody idle is waited for.
+    ``2·max(w_in·longest prompt, w_out·tokens that run at once)`` and the credit (Sheng et al., "Fairness in
+    Serving Large Language Models", OSDI 2024, arXiv 2401.00588, theorem 4.4). Work-conserving: nobody idle is
+    waited for.
 
     A higher tier is served first whatever the counters say: only tenants that wait in the same tier or a
     better one lift a newcomer, else one starved below would hand its credit to a newcomer above.
 
     Args:
         weights: share of a tenant relative to the others'; 1 where none is given.
+        credit: in prompt tokens.
 
     Raises ValueError for a weight that is not above zero.
     """
 
     def __init__(
-        self, *, w_in: float = 1.0, w_out: float = 2.0, weights: Mapping[str, float] | None = None
+        self,
+        *,
+        w_in: float = 1.0,
+        w_out: float = 2.0,
+        weights: Mapping[str, float] | None = None,
+        credit: float = 1024.0,
     ) -> None:
         self.w_in = w_in
         self.w_out = w_out
+        self.credit = credit
         self.weights = dict(weights or {})
         for tenant, weight in self.weights.items():
             if not weight > 0:
                 raise ValueError(f"the weight of tenant {tenant!r} must be above zero, not {weight}")
         self._counters: dict[str, float] = {}
         self._waiting: dict[str, Counter[int]] = {}
+        # Of those waiting: where they would stand without credit, so that credits do not add up.
+        self._levels: dict[str, float] = {}
         self._last = 0.0
 
     def __getitem__(self, tenant: str) -> float:
@@ -78,7 +91,7 @@ class Fairness:
             mine[tier] -= 1
         if not mine:
             del self._waiting[tenant]
-            self._last = self[tenant]
+            self._last = max(self[tenant], self._levels.pop(tenant, 0.0))
 
     def prompt(self, tenant: str, tokens: int) -> None:
         """Charge prompt tokens that are to be computed."""
@@ -96,6 +109,7 @@ class Fairness:
         """Nobody waits and nobody runs: nothing is owed any more."""
         self._counters.clear()
         self._waiting.clear()
+        self._levels.clear()
         self._last = 0.0
 
     def _charge(self, tenant: str, cost: float) -> None:
@@ -106,12 +120,17 @@ class Fairness:
         if floor is None and not self._waiting:
             floor = self._last  # an empty queue: level with the one who left it last
         if floor is not None and floor > self[tenant]:
-            self._counters[tenant] = floor
+            known = tenant in self._counters
+            credit = self.w_in * self.credit / self.weight(tenant) if known else 0.0
+            self._counters[tenant] = max(self[tenant], floor - credit)
+            self._levels[tenant] = floor
         if len(self._counters) > KEPT:
-            # A counter at or below the floor is lifted to it anyway when its tenant comes back.
+            # A counter at or below the floor says only that its tenant has been here.
             level = floor or 0.0
             kept = {t: c for t, c in self._counters.items() if c > level or t in self._waiting or t == tenant}
             self._counters = kept
 
     def _rivals(self, tier: int) -> Iterator[float]:
-        return (self[other] for other, tiers in self._waiting.items() if min(tiers) <= tier)
+        for other, tiers in self._waiting.items():
+            if min(tiers) <= tier:
+                yield max(self[other], self._levels.get(other, 0.0))

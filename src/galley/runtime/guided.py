@@ -191,7 +191,7 @@ class Compiler:
     ) -> Compiled:
         """The grammar of what is wanted, from the cache if it was compiled before.
 
-        Raises InvalidRequest: ``missing_dependency`` without llguidance, ``unsupported_schema`` naming the
+        Raises InvalidRequest: ``missing_dependency`` without llguidance, ``invalid_json_schema`` naming the
         path of a keyword that cannot be enforced, ``invalid_grammar`` for what cannot be compiled or is too
         large. ``param`` is where the request holds it; ``calls`` are rules of which ``calls`` may be there
         in place of the answer.
@@ -313,7 +313,7 @@ class Compiler:
                 raise InvalidRequest(
                     f"the schema cannot be enforced: {message.strip()[:600]} (at {path})",
                     param=path,
-                    code="unsupported_schema",
+                    code="invalid_json_schema",
                     hint="leave it out, or say strict: false" if wanted.strict and blamed else None,
                 )
             for place in blamed:

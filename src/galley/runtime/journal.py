@@ -28,7 +28,7 @@ __all__ = ["Journal", "Recorded", "Replay", "replay"]
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 
 
 class Journal:
@@ -147,7 +147,12 @@ class Recorded(Scheduler):
                 "version": VERSION,
                 "options": {**plain, "eos": sorted(self.eos)},
                 "policy": {"name": type(policy).__name__, **vars(policy)},
-                "fairness": {"w_in": fairness.w_in, "w_out": fairness.w_out, "weights": fairness.weights},
+                "fairness": {
+                    "w_in": fairness.w_in,
+                    "w_out": fairness.w_out,
+                    "weights": fairness.weights,
+                    "credit": fairness.credit,
+                },
             }
         )
 

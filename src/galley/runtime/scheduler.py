@@ -1,20 +1,20 @@
 """The scheduler: jobs in, plans out. Pure Python; time and results are arguments (SCH-9)."""
 
 from collections import Counter
-from itertools import islice
 from typing import Unpack
 
 from galley.errors import GalleyError, InvalidRequest
 from galley.kv import chain
 from galley.kv.pool import Pool
 from galley.kv.table import Table
-from galley.kv.tree import Node, Tree
+from galley.kv.tree import Tree
 from galley.runtime.admission import Admission
 from galley.runtime.arrival import Terms
 from galley.runtime.cost import CostModel
 from galley.runtime.deadlines import Deadlines
 from galley.runtime.fairness import Fairness
 from galley.runtime.gate import Gate
+from galley.runtime.intake import Intake
 from galley.runtime.integrity import violations
 from galley.runtime.job import URGENT, Job, State
 from galley.runtime.meter import Costs, Counters
@@ -88,6 +88,7 @@ class Scheduler:
         self.rate = ServiceRate()
         limits = {"budget": token_budget, "slots": max_jobs, "max_queue": max_queue}
         self.gate = Gate(self.queue, self.rate, max_wait_s=max_wait_s, **limits)
+        self.intake = Intake(self)
         self.preemption = Preemption(self)
         self.deadlines = Deadlines()
         self.running: dict[Job, None] = {}
@@ -232,13 +233,13 @@ class Scheduler:
         if len(chunks) > 1:
             chunks.sort(key=lambda job: (self.queue.tier(job, now), self.fairness[job.tenant]))
         for job in chunks:
-            self._admit(plan, now, before, job)
-            most = self._most(job, plan)
+            self.intake.admit(plan, now, before, job)
+            most = self.most(job, plan)
             if most > 0 and (count := self.preemption.reach(job, most, plan, now)) > 0:
                 plan.add(job, count)
         if before == self.counters.preemptions:
             self.policy.step()
-        self._admit(plan, now, before)
+        self.intake.admit(plan, now, before)
         if not plan.rows and self.running:
             self.preemption.force(plan, now)
         if plan.rows:
@@ -247,7 +248,7 @@ class Scheduler:
             raise RuntimeError(f"SCH-3: {len(self.jobs)} jobs and nothing to do")
         return plan
 
-    def _most(self, job: Job, plan: Plan) -> int:
+    def most(self, job: Job, plan: Plan) -> int:
         """Tokens that a job may have in this step (SCH-1)."""
         most = min(len(job.tokens) - job.computed, self.token_budget - plan.tokens, self.chunk)
         if job.reading is not None and not job.reading.states:
@@ -274,65 +275,6 @@ class Scheduler:
             # More decodes than budget: those left out go first next time.
             self.running = dict.fromkeys(job for job in [*late, *self.running] if job.state is State.RUNNING)
         return chunks
-
-    def _admit(self, plan: Plan, now: float, before: int, rival: Job | None = None) -> None:
-        """Start waiting jobs while there is room; with a ``rival``, only those whose turn is before its.
-
-        In a step with a preemption (there were fewer ``before``) only latency-critical jobs are admitted.
-        """
-        if not self.queue or plan.tokens >= self.token_budget:
-            return
-        level = None if rival is None else (self.queue.tier(rival, now), self.fairness[rival.tenant])
-        missed = 0
-        for job in islice(self.admission.candidates(self.queue, now), 128):
-            urgent = job.tier == URGENT
-            if plan.tokens >= self.token_budget:
-                return
-            if level is not None and (self.queue.tier(job, now), self.fairness[job.tenant]) >= level:
-                return
-            slots = self.policy.slots(self.max_jobs, newcomer=job.tenant not in self.slots)
-            if not urgent and (len(self.running) >= slots or before != self.counters.preemptions):
-                return
-            if (not urgent and self.admission.still_held(job)) or self._most(job, plan) < 1:
-                continue
-            path = self.admission.match(job)
-            if not urgent and self.admission.hold_back(job, len(path), self.running):
-                continue
-            free = len(self.running) < self.max_jobs
-            if urgent and not (free and self.admission.fits(job, path, ())):
-                free = self.preemption.clear(job, plan, now)
-                path = self.admission.match(job)
-            if not (free and self.admission.fits(job, path, () if urgent else self.running)):
-                # Smaller ones may pass for a while, then the line stops here (SCH-4). What a preempted job
-                # has left in the cache is not for new ones to take (SCH-5).
-                job.skipped += 1
-                missed += 1
-                stuck = job.state is State.PREEMPTED or job.skipped > self.policy.patience
-                if stuck or missed >= self.policy.look:
-                    return
-                continue
-            self._start(job, path, now)
-            plan.add(job, self._most(job, plan))
-
-    def _start(self, job: Job, path: list[Node], now: float) -> None:
-        self.queue.remove(job)
-        self.tree.claim(job.table, path)
-        if not self.tree.extend(job.table, -(-len(job.tokens) // self.block_size) - len(path)):
-            raise RuntimeError("KV-1: blocks counted as available were not")
-        job.computed = len(path) * self.block_size
-        meter, counters = job.meter, self.counters
-        if job.state is State.WAITING:
-            meter.first_scheduled = now
-            meter.cached_tokens = min(job.computed, job.prompt_len)
-            counters.prompt_tokens += job.prompt_len
-            counters.cache_query_tokens += job.prompt_len
-            counters.cache_hit_tokens += meter.cached_tokens
-            self.fairness.prompt(job.tenant, job.prompt_len - meter.cached_tokens)
-        job.state = State.RUNNING
-        job.accounted_at = now
-        job.held_by = None
-        self.running[job] = None
-        self.slots[job.tenant] += 1
 
     def commit(self, plan: Plan, drawn: Drawn, now: float) -> None:
         """Take a step's result: accept, publish, finish, free. The only place where jobs advance.

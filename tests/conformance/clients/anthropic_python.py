@@ -1,5 +1,15 @@
+from typing import Literal
+
 import anthropic
-from common import KEY, TEXT, TOOL, TOOLS, URL, raises, settled, tried_once
+from common import KEY, SCHEMA, SHAPED, TEXT, TOOL, TOOLS, URL, raises, settled, shaped, tried_once
+from pydantic import BaseModel
+
+
+class Thing(BaseModel):
+    colour: Literal["red", "grün"]
+    size: Literal[0, 1, 2]
+    sure: bool
+
 
 client = anthropic.Anthropic(base_url=URL, api_key=KEY)
 HI = [{"role": "user", "content": "hi"}]
@@ -23,6 +33,19 @@ if TOOLS:
     tool = {"name": "f", "input_schema": TOOL["function"]["parameters"]}
     final = client.messages.create(model="toolish", tools=[tool], **ASK)
     assert final.content[2].name == "f"
+# structured output, and a call that must be made
+ONE = {"type": "any", "disable_parallel_tool_use": True}
+roomy = ASK | {"max_tokens": 200}
+shaped(client.messages.parse(model=SHAPED, output_format=Thing, **roomy).parsed_output.model_dump())
+with client.messages.stream(model=SHAPED, output_format=Thing, **roomy) as stream:
+    for _ in stream:
+        pass
+    shaped(stream.get_final_message().parsed_output.model_dump())
+made = client.messages.create(
+    model=SHAPED, tools=[{"name": "f", "input_schema": SCHEMA}], tool_choice=ONE, **roomy
+)
+assert made.stop_reason == "tool_use" and made.content[-1].name == "f", made
+shaped(made.content[-1].input)
 assert next(iter(client.models.list())).id == "fake-1b"
 
 error = raises(

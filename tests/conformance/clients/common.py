@@ -19,6 +19,27 @@ TOOL = {
 }
 
 
+SHAPED = "tiny"
+"""A real model of random weights: what a schema does not enforce, it does not say."""
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "colour": {"enum": ["red", "grün"]},
+        "size": {"type": "integer", "minimum": 0, "maximum": 9},
+        "sure": {"type": "boolean"},
+    },
+    "required": ["colour", "size", "sure"],
+    "additionalProperties": False,
+}
+
+
+def shaped(found) -> None:
+    """Whether an object is what SCHEMA describes, of its every type."""
+    assert set(found) == {"colour", "size", "sure"}, found
+    assert found["colour"] in ("red", "grün") and type(found["sure"]) is bool, found
+    assert type(found["size"]) is int and 0 <= found["size"] <= 9, found
+
+
 def receipts(model: str) -> list[dict]:
     """What the server recorded for a model, newest first."""
     ask = urllib.request.Request(

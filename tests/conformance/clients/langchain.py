@@ -1,5 +1,5 @@
 import openai
-from common import KEY, TEXT, TOOL, TOOLS, URL, raises, settled
+from common import KEY, SCHEMA, SHAPED, TEXT, TOOL, TOOLS, URL, raises, settled, shaped
 from langchain_openai import ChatOpenAI
 
 
@@ -13,6 +13,15 @@ assert model("fake-1b", use_responses_api=True).invoke("hi").text == TEXT
 if TOOLS:
     answer = model("toolish").bind_tools([TOOL]).invoke("hi")
     assert answer.tool_calls[0]["args"] == {"x": 1}
+for method in ("json_schema", "function_calling"):
+    structured = model(SHAPED).with_structured_output(
+        {"title": "thing", "description": "A thing.", **SCHEMA}, method=method, strict=True
+    )
+    shaped(structured.invoke("hi"))
+structured = model(SHAPED, use_responses_api=True).with_structured_output(
+    {"title": "thing", "description": "A thing.", **SCHEMA}, method="json_schema", strict=True
+)
+shaped(structured.invoke("hi"))
 raises(openai.BadRequestError, lambda: model("fake-1b", temperature=9).invoke("hi"))
 raises(openai.NotFoundError, lambda: model("nope").invoke("hi"))
 raises(openai.AuthenticationError, lambda: model("fake-1b", key="sk-wrong").invoke("hi"))

@@ -1,18 +1,38 @@
 import asyncio
+from typing import Literal
 
 import openai
 from agents import (
     Agent,
+    ModelSettings,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     Runner,
+    function_tool,
     set_tracing_disabled,
 )
-from common import KEY, TEXT, URL, settled
+from common import KEY, SHAPED, TEXT, URL, settled, shaped
+from pydantic import BaseModel, Field
 
 set_tracing_disabled(True)
 client = openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
 stranger = openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key="sk-wrong", max_retries=0)
+
+
+class Thing(BaseModel):
+    colour: Literal["red", "grün"]
+    size: int = Field(ge=0, le=9)
+    sure: bool
+
+
+used: list[int] = []
+
+
+@function_tool
+def f(x: int) -> int:
+    """Doubles x."""
+    used.append(x)
+    return 2 * x
 
 
 async def fails(kind: type[BaseException], model) -> None:
@@ -33,7 +53,20 @@ async def main() -> None:
             if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
                 text += event.data.delta
         assert text == TEXT and run.final_output == TEXT
+        shaper = Agent("a", model=sort(model=SHAPED, openai_client=client), output_type=Thing)
+        shaped((await Runner.run(shaper, "hi")).final_output.model_dump())
+        caller = Agent("a", model=sort(model="toolish-once", openai_client=client), tools=[f])
+        used.clear()
+        assert (await Runner.run(caller, "hi")).final_output == "The tool said so" and used == [1]
         await fails(openai.NotFoundError, sort(model="nope", openai_client=client))
+        hot = Agent("a", model=sort(model="fake-1b", openai_client=client))
+        hot.model_settings = ModelSettings(temperature=9)
+        try:
+            await Runner.run(hot, "hi")
+        except openai.BadRequestError:
+            pass
+        else:
+            raise AssertionError("BadRequestError was not raised")
         await fails(openai.AuthenticationError, sort(model="fake-1b", openai_client=stranger))
     first = await Runner.run(agent, "one")
     second = await Runner.run(agent, "two", previous_response_id=first.last_response_id)

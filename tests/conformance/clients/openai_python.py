@@ -1,5 +1,26 @@
+import json
+from typing import Literal
+
 import openai
-from common import KEY, TEXT, TOOL, TOOLS, URL, raises, settled, tried_once
+from common import KEY, SCHEMA, SHAPED, TEXT, TOOL, TOOLS, URL, raises, settled, shaped, tried_once
+from pydantic import BaseModel, Field
+
+
+class Thing(BaseModel):
+    colour: Literal["red", "grün"]
+    size: int = Field(ge=0, le=9)
+    sure: bool
+
+
+CALLED = {"type": "function", "function": {"name": "f", "strict": True, "parameters": SCHEMA}}
+UNENFORCEABLE = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "x",
+        "strict": True,
+        "schema": {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}},
+    },
+}
 
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key=KEY)
 HI = [{"role": "user", "content": "hi"}]
@@ -12,6 +33,29 @@ if TOOLS:
     call = answer.choices[0].message.tool_calls[0]
     assert (call.function.name, call.function.arguments) == ("f", '{"x":1}')
     assert answer.choices[0].finish_reason == "tool_calls"
+
+# structured output
+thing = client.chat.completions.parse(model=SHAPED, messages=HI, response_format=Thing)
+shaped(thing.choices[0].message.parsed.model_dump())
+with client.chat.completions.stream(model=SHAPED, messages=HI, response_format=Thing) as events:
+    for _ in events:
+        pass
+    shaped(events.get_final_completion().choices[0].message.parsed.model_dump())
+shaped(client.responses.parse(model=SHAPED, input="hi", text_format=Thing).output_parsed.model_dump())
+with client.responses.stream(model=SHAPED, input="hi", text_format=Thing) as events:
+    for _ in events:
+        pass
+    shaped(events.get_final_response().output_parsed.model_dump())
+named = {"type": "function", "function": {"name": "f"}}
+called = client.chat.completions.create(model=SHAPED, messages=HI, tools=[CALLED], tool_choice=named)
+shaped(json.loads(called.choices[0].message.tool_calls[0].function.arguments))
+error = raises(
+    openai.BadRequestError,
+    lambda: client.chat.completions.create(model=SHAPED, messages=HI, response_format=UNENFORCEABLE),
+)
+assert error.code == "invalid_json_schema" and error.param.endswith("schema.properties.a.uniqueItems"), (
+    error.body
+)
 
 # responses
 answer = client.responses.create(model="fake-1b", input="hi")

@@ -1,11 +1,19 @@
 import asyncio
 import contextlib
+from typing import Literal
 
-from common import KEY, TEXT, TOOLS, URL, settled
-from pydantic_ai import Agent
+from common import KEY, SHAPED, TEXT, TOOLS, URL, settled, shaped
+from pydantic import BaseModel, Field
+from pydantic_ai import Agent, NativeOutput, ToolOutput
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
+
+
+class Thing(BaseModel):
+    colour: Literal["red", "grün"]
+    size: int = Field(ge=0, le=9)
+    sure: bool
 
 
 class Enough(Exception):
@@ -39,6 +47,11 @@ async def main() -> None:
             await status(Agent(kind("fake-1b", provider=provider()), model_settings={"temperature": 9}))
             == 400
         )
+        for output in (NativeOutput(Thing), ToolOutput(Thing)):
+            agent = Agent(kind(SHAPED, provider=provider()), output_type=output)
+            shaped((await agent.run("hi")).output.model_dump())
+        async with agent.run_stream("hi") as result:
+            shaped((await result.get_output()).model_dump())
     if TOOLS:
         agent = Agent(OpenAIChatModel("toolish", provider=provider()))
         seen: list[int] = []

@@ -1,17 +1,42 @@
 // The ai SDK over its OpenAI-compatible provider.
 import assert from "node:assert/strict";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, generateText, streamText } from "ai";
+import { APICallError, generateText, Output, stepCountIs, streamText, tool } from "ai";
+import { z } from "zod";
 
 const [url, key] = process.argv.slice(2);
 const text = "Hello wörld";
-const galley = createOpenAICompatible({ name: "galley", baseURL: `${url}/v1`, apiKey: key });
+const galley = createOpenAICompatible({
+  name: "galley",
+  baseURL: `${url}/v1`,
+  apiKey: key,
+  supportsStructuredOutputs: true,
+});
 const stranger = createOpenAICompatible({ name: "galley", baseURL: `${url}/v1`, apiKey: "sk-wrong" });
 
 assert.equal((await generateText({ model: galley("fake-1b"), prompt: "hi" })).text, text);
 let seen = "";
 for await (const piece of streamText({ model: galley("fake-1b"), prompt: "hi" }).textStream) seen += piece;
 assert.equal(seen, text);
+
+const Thing = z.object({ colour: z.enum(["red", "grün"]), size: z.number().int().min(0).max(9), sure: z.boolean() });
+const isThing = (found) => {
+  assert.ok(["red", "grün"].includes(found.colour) && typeof found.sure === "boolean");
+  assert.ok(Number.isInteger(found.size) && found.size >= 0 && found.size <= 9);
+};
+const output = Output.object({ schema: Thing });
+isThing((await generateText({ model: galley("tiny"), prompt: "hi", output })).output);
+isThing(await streamText({ model: galley("tiny"), prompt: "hi", output }).output);
+
+const used = [];
+const f = tool({
+  description: "Doubles x.",
+  inputSchema: z.object({ x: z.number().int() }),
+  execute: async ({ x }) => (used.push(x), 2 * x),
+});
+const called = await generateText({ model: galley("toolish-once"), prompt: "hi", tools: { f }, stopWhen: stepCountIs(3) });
+assert.equal(called.text, "The tool said so");
+assert.deepEqual(used, [1]);
 
 const fails = async (model, status, more = {}) => {
   try {

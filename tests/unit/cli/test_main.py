@@ -2,6 +2,7 @@
 
 import builtins
 import importlib
+import io
 import json
 import os
 import resource
@@ -22,7 +23,17 @@ from galley.config import Config
 from galley.errors import EngineFault, GalleyError, Overloaded
 from galley.types import Request, SamplingParams
 
-HEAVY = {"numpy", "starlette", "uvicorn", "tokenizers", "rich", "jinja2", "msgspec", "asyncio", "tomllib"}
+HEAVY = {
+    "numpy",
+    "starlette",
+    "uvicorn",
+    "tokenizers",
+    "sqlalchemy",
+    "jinja2",
+    "msgspec",
+    "asyncio",
+    "tomllib",
+}
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -301,3 +312,14 @@ def test_chat_on_a_terminal_edits_lines(monkeypatch: pytest.MonkeyPatch) -> None
         house = SimpleNamespace(model=SimpleNamespace(name="m"))
         chat.Conversation(house, None, SamplingParams(), left_open=[], system=None, quiet=True).talk()
         assert asked == ["readline"]
+
+
+@pytest.mark.parametrize(
+    ("given", "word"), [("", "empty"), (" \n", "empty"), ("a\x00b", "NUL"), ("\udcff", "surrogate")]
+)
+def test_run_refuses_what_is_no_prompt(
+    given: str, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+    assert invoke(["run", "no-such-model"]) == 2
+    assert word in capsys.readouterr().err

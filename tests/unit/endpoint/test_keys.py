@@ -2,11 +2,18 @@
 
 import sqlite3
 
+import httpx
+import msgspec
 import pytest
 
+from galley.audit.receipts import ReceiptStore
 from galley.endpoint.access import check_bind
+from galley.endpoint.app import build_app
 from galley.endpoint.keys import KeyStore
+from galley.endpoint.state import State
 from galley.errors import ConfigError, GalleyError, InvalidRequest, NotFound
+from galley.router.catalog import Catalog, Document
+from galley.router.router import Router
 from tests.unit.endpoint.fake import FakeProvider
 
 
@@ -81,6 +88,49 @@ async def test_model_lists(desk, keys):
     assert (await desk.http.get("/v1/models/fake-1b", headers=bearer(none))).status_code == 403
     tokens = await desk.http.post("/tokenize", json={"prompt": "x"}, headers=bearer(none))
     assert tokens.status_code == 403
+
+
+async def test_a_list_of_models_holds_behind_routes_and_fallbacks(tmp_path):
+    """What serves is on the key's list, whatever name was asked for."""
+    document = {
+        "model": [{"id": "a", "fallback": ["b"]}, {"id": "b"}, {"id": "c"}],
+        "route": [{"name": "auto", "policy": "fixed", "models": ["b", "a"]}],
+    }
+    providers = {name: FakeProvider(name=name, context=4000) for name in "abc"}
+    for name, provider in providers.items():
+        provider.name = f"local-{name}"
+    catalog = Catalog({"short": "a"}, msgspec.convert(document, Document))
+    store, state = ReceiptStore(tmp_path / "r.db", batch_s=0.001), State(tmp_path / "home")
+    router = Router(list(providers.values()), store, catalog=catalog)
+    transport = httpx.ASGITransport(build_app(router, store, state=state))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+
+        async def served(models, asked):
+            _, secret = state.keys.create("k", models=models)
+            body = {"model": asked, "messages": [{"role": "user", "content": "hi"}]}
+            answer = await http.post("/v1/chat/completions", json=body, headers=bearer(secret))
+            if answer.status_code == 200:
+                return answer.json()["model"]
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed")
+            return None
+
+        assert await served([], "auto") == "b"
+        assert await served(["auto"], "auto") == "b" and await served(["auto"], "b") is None
+        assert await served(["a"], "auto") == "a" and await served(["short"], "auto") == "a"
+        assert await served(["c"], "auto") is None and await served(["c"], "c") == "c"
+        providers["b"].full = True  # the first of the route: the next would be tried
+        assert await served([], "auto") == "a"
+        _, secret = state.keys.create("k", models=["b"])
+        body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
+        refused = await http.post("/v1/chat/completions", json=body, headers=bearer(secret))
+        assert refused.status_code == 503, "a route must not lead past the key's list"
+        providers["b"].full, providers["a"].full = False, True
+        assert await served([], "a") == "b", "the declared fallback"
+        _, secret = state.keys.create("k", models=["a"])
+        refused = await http.post("/v1/chat/completions", json=body | {"model": "a"}, headers=bearer(secret))
+        assert refused.status_code == 503, "a fallback must not lead past the key's list"
+    state.close()
+    store.close()
 
 
 async def test_revoked_and_expired_keys(desk, keys, tmp_path):

@@ -65,7 +65,7 @@ async def test_an_answer_and_its_usage(stream):
     assert meter.jobs[0].prompt_tokens == 11 and meter.kept[0] == len(WORDS)
     path, body = up.bodies[0]
     assert path == "/v1/chat/completions" and body["model"] == "gpt-x"
-    assert up.headers[0]["authorization"] == "bearer sk-1" and up.headers[0]["idempotency-key"] == "req_1"
+    assert up.headers[0]["authorization"] == "bearer sk-1" and up.headers[0]["idempotency-key"] == "req_1-big"
     assert bool(body.get("stream")) is stream
 
 

@@ -34,8 +34,8 @@ def make():
     for engine in engines:
         engine.close()
         assert engine.scheduler.pool.in_use == 0
-        assert not engine._sinks
-        assert not engine._boxes
+        assert not engine._readers
+        assert not engine._readers.boxes
 
 
 async def collect(stream):
@@ -89,7 +89,7 @@ async def test_one_wakeup_a_step_for_all_jobs_of_a_loop(make):
     while not all(task.done() for task in tasks):
         backend.permits.release()
         await asyncio.sleep(0.001)
-    (box,) = engine._mailboxes.values()
+    (box,) = engine._readers.mailboxes.values()
     assert box.wakeups <= engine.stats().steps
     assert engine.stats().generation_tokens == 48
 
@@ -256,7 +256,7 @@ async def test_refused_streams_leave_nothing_behind(make):
     engine = make()
     with pytest.raises(InvalidRequest):
         await anext(engine.stream("j", [], params()))
-    assert not engine._boxes
+    assert not engine._readers.boxes
 
 
 async def test_can6_drain_finishes_what_runs_and_admits_nothing(make):
@@ -269,7 +269,7 @@ async def test_can6_drain_finishes_what_runs_and_admits_nothing(make):
     with pytest.raises(Overloaded):
         await anext(engine.stream("k", P, params()))
     await draining
-    assert engine.stats().running == 0 and not engine._sinks, "drained means done"
+    assert engine.stats().running == 0 and not engine._readers, "drained means done"
     assert len(ids(await task)) == 300
 
 

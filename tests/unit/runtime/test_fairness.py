@@ -82,22 +82,49 @@ def test_sch7_work_conserving_one_tenant_alone_gets_all():
     assert steps(lambda i: "one") == pytest.approx(steps(lambda i: f"t{i % 4}"), abs=2)
 
 
-def test_sch7_idleness_earns_no_credit():
-    fair = Fairness()
+def test_sch7_idleness_earns_a_bounded_credit_and_only_to_those_known():
+    fair = Fairness(credit=100.0)
     for _ in range(5):
         fair.wait("busy", 0)
     fair.prompt("busy", 10_000)
     fair.wait("late", 0)
     assert fair["late"] == fair["busy"] == 10_000  # lifted, else it had the machine for itself for a while
-    fair.output("busy", 10)
+    fair.leave("late", 0)
+    fair.output("busy", 500)
+    fair.wait("late", 0)
+    assert fair["late"] == 11_000 - 100  # an hour away or a minute: never more
+    # Leaving and coming back in between earns nothing more.
     fair.leave("late", 0)
     fair.wait("late", 0)
-    assert fair["late"] == fair["busy"] == 10_020
+    assert fair["late"] == 11_000 - 100
     # A tenant that has had more keeps its counter: nobody is lifted down.
-    fair.output("late", 50)
+    fair.prompt("late", 300)
     fair.leave("late", 0)
     fair.wait("late", 0)
-    assert fair["late"] == 10_120
+    assert fair["late"] == 11_200
+
+
+def test_sch7_credits_of_several_do_not_add_up():
+    """The level that counts is the one without credit, else each newcomer would start lower than the last."""
+    fair = Fairness(credit=100.0)
+    for tenant in "abc":
+        fair.wait(tenant, 0)
+        fair.prompt(tenant, 1)
+        fair.leave(tenant, 0)
+    fair.wait("busy", 0)
+    fair.prompt("busy", 5000)
+    for tenant in "abc":
+        fair.wait(tenant, 0)
+    assert [fair[tenant] for tenant in "abc"] == [fair["busy"] - 100] * 3
+
+
+def test_sch7_made_up_names_have_no_credit():
+    fair = Fairness(credit=100.0)
+    fair.wait("busy", 0)
+    fair.prompt("busy", 5000)
+    for i in range(20):
+        fair.wait(f"new{i}", 0)
+        assert fair[f"new{i}"] == 5000
 
 
 def test_sch7_an_empty_queue_lifts_to_the_last_one_who_left():
@@ -163,6 +190,26 @@ def test_sch7_a_flood_of_one_tenant_does_not_delay_another():
     quiet, loud = waits(0), waits(50)
     # In steps. Slots are taken by the flood, so one has to end first: a few steps of eight.
     assert loud[int(0.95 * len(loud))] <= max(2 * quiet[int(0.95 * len(quiet))], quiet[-1] + 4)
+
+
+def test_sch7_a_small_tenants_prompt_is_not_behind_those_of_a_flood_that_have_begun():
+    """Its chunks come first in every step until its first token: as soon as alone, but for the decodes."""
+    bench = Bench(FakeBackend(num_blocks=2000), token_budget=128, max_jobs=16, context=1024, max_queue=9999)
+    dice = random.Random(2)
+    for i in range(200):
+        tokens = [dice.randrange(900) for _ in range(600)]
+        bench.add(f"flood{i}", tokens, max_tokens=32, options={"tenant": "flood"})
+    steps = []
+    for k in range(6):
+        job = bench.add(f"small{k}", range(k, k + 600), max_tokens=8, options={"tenant": "small"})
+        while job.meter.first_token is None:
+            bench.step()
+        steps.append(job.meter.first_token - job.meter.arrived)
+        for _ in range(40):
+            bench.step()
+    # Alone 600 tokens take five steps of 128; the decodes of fifteen others leave it 113.
+    assert max(steps[1:]) <= 7, steps
+    assert len(bench.scheduler.queue) > 50, "the flood is still there"
 
 
 def test_sch7_the_last_slot_is_for_a_tenant_that_has_none():

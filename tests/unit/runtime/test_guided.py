@@ -93,7 +93,7 @@ def test_an_unsupported_keyword_is_named_by_its_path(compiler, schema, path):
     with pytest.raises(InvalidRequest) as caught:
         compiler.compile(StructuredOutputs(json=schema), param="response_format.json_schema.schema")
     assert caught.value.param == f"response_format.json_schema.schema.{path}"
-    assert caught.value.code == "unsupported_schema" and caught.value.status == 400
+    assert caught.value.code == "invalid_json_schema" and caught.value.status == 400
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_without_strict_keywords_are_left_out_and_named(compiler):
         (StructuredOutputs(json="{"), "invalid_grammar"),
         (StructuredOutputs(json="3"), "invalid_grammar"),
         (StructuredOutputs(choice=["x" * 600_000]), "invalid_grammar"),
-        (StructuredOutputs(json=False), "unsupported_schema"),
-        (StructuredOutputs(json={"properties": {"a": 3}}), "unsupported_schema"),
-        (StructuredOutputs(json={"type": "foo"}), "unsupported_schema"),
-        (StructuredOutputs(json={"x-guidance": {"lenient": True}, "not": {}}), "unsupported_schema"),
+        (StructuredOutputs(json=False), "invalid_json_schema"),
+        (StructuredOutputs(json={"properties": {"a": 3}}), "invalid_json_schema"),
+        (StructuredOutputs(json={"type": "foo"}), "invalid_json_schema"),
+        (StructuredOutputs(json={"x-guidance": {"lenient": True}, "not": {}}), "invalid_json_schema"),
     ],
 )
 def test_what_cannot_be_compiled_is_a_400(compiler, wanted, code):

@@ -1,0 +1,85 @@
+"""Intake: waiting jobs become running ones."""
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from galley.kv.tree import Node
+from galley.runtime.job import URGENT, Job, State
+
+if TYPE_CHECKING:
+    from galley.runtime.plan import Plan
+    from galley.runtime.scheduler import Scheduler
+
+__all__ = ["Intake"]
+
+LOOK = 128
+"""Waiting jobs looked at in one step, however they are skipped."""
+
+
+class Intake:
+    """Starts what ``Admission`` says may start, in its order."""
+
+    def __init__(self, scheduler: "Scheduler") -> None:
+        self.scheduler = scheduler
+
+    def admit(self, plan: "Plan", now: float, before: int, rival: Job | None = None) -> None:
+        """Start waiting jobs while there is room; with a ``rival``, only those whose turn is before its.
+
+        In a step with a preemption (there were fewer ``before``) only latency-critical jobs are admitted.
+        """
+        it = self.scheduler
+        queue, admission, running = it.queue, it.admission, it.running
+        if not queue or plan.tokens >= it.token_budget:
+            return
+        level = None if rival is None else (queue.tier(rival, now), it.fairness[rival.tenant])
+        missed = 0
+        for job in islice(admission.candidates(queue, now), LOOK):
+            urgent = job.tier == URGENT
+            if plan.tokens >= it.token_budget:
+                return
+            if level is not None and (queue.tier(job, now), it.fairness[job.tenant]) >= level:
+                return
+            slots = it.policy.slots(it.max_jobs, newcomer=job.tenant not in it.slots)
+            if not urgent and (len(running) >= slots or before != it.counters.preemptions):
+                return
+            if (not urgent and admission.still_held(job)) or it.most(job, plan) < 1:
+                continue
+            path = admission.match(job)
+            if not urgent and admission.hold_back(job, len(path), running):
+                continue
+            free = len(running) < it.max_jobs
+            if urgent and not (free and admission.fits(job, path, ())):
+                free = it.preemption.clear(job, plan, now)
+                path = admission.match(job)
+            if not (free and admission.fits(job, path, () if urgent else running)):
+                # Smaller ones may pass for a while, then the line stops here (SCH-4). What a preempted job
+                # has left in the cache is not for new ones to take (SCH-5).
+                job.skipped += 1
+                missed += 1
+                stuck = job.state is State.PREEMPTED or job.skipped > it.policy.patience
+                if stuck or missed >= it.policy.look:
+                    return
+                continue
+            self._start(job, path, now)
+            plan.add(job, it.most(job, plan))
+
+    def _start(self, job: Job, path: list[Node], now: float) -> None:
+        it = self.scheduler
+        it.queue.remove(job)
+        it.tree.claim(job.table, path)
+        if not it.tree.extend(job.table, -(-len(job.tokens) // it.block_size) - len(path)):
+            raise RuntimeError("KV-1: blocks counted as available were not")
+        job.computed = len(path) * it.block_size
+        meter, counters = job.meter, it.counters
+        if job.state is State.WAITING:
+            meter.first_scheduled = now
+            meter.cached_tokens = min(job.computed, job.prompt_len)
+            counters.prompt_tokens += job.prompt_len
+            counters.cache_query_tokens += job.prompt_len
+            counters.cache_hit_tokens += meter.cached_tokens
+            it.fairness.prompt(job.tenant, job.prompt_len - meter.cached_tokens)
+        job.state = State.RUNNING
+        job.accounted_at = now
+        job.held_by = None
+        it.running[job] = None
+        it.slots[job.tenant] += 1
