@@ -40,6 +40,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that awake models may take together; None is no limit."""
     idle_s: float
     """Seconds without a request after which a model falls asleep; 0 never."""
+    compat: str
+    """``none``, or ``ollama``: its paths are answered too."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -93,6 +93,13 @@ SETTINGS: dict[str, Setting] = {
             0.0,
             "seconds without a request until a model sleeps; 0: never",
         ),
+        Setting(
+            "server.compat",
+            "GALLEY_COMPAT",
+            values.one_of("none", "ollama"),
+            "none",
+            "another server's paths to answer too: ollama is /api/chat, /api/generate, /api/tags …",
+        ),
         Setting("server.max_body", "GALLEY_MAX_BODY", values.size, 8 << 20, "largest request body"),
         Setting(
             "server.body_timeout",

@@ -187,6 +187,9 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     """1 is the most likely."""
     top: list[tuple[int, float]] = []
     """The ``logprobs`` most likely ids with their log-probabilities, best first."""
+    spelt: list[tuple[str, bytes]] | None = None
+    """Text and bytes of the token and then of each of ``top``, where it came from another server, whose ids
+    are not known here (they are -1 then)."""
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):

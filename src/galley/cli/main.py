@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("galley.cli.show:show", "Show what a model is made of."),
     "rm": ("galley.cli.models:remove", "Remove models from this machine."),
     "route": ("galley.cli.route:route", "Explain, train and measure the choice of a model."),
+    "market": (
+        "galley.cli.market:market",
+        "Show offers of capacity and price curves; simulate a spot market.",
+    ),
     "log": ("galley.cli.log:log", "List receipts, newest last; -f follows."),
     "receipt": ("galley.cli.log:receipt", "Show one receipt in full."),
     "replay": ("galley.cli.replay:replay", "Run a captured request again and compare the token ids."),

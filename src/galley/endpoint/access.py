@@ -225,7 +225,8 @@ def scope_of(path: str) -> KeyScope | None:
     if path == "/metrics":
         return "receipts"
     if not path.startswith("/v1/"):
-        return "inference" if path in ("/tokenize", "/detokenize", "/apply-template") else None
+        asks = ("/tokenize", "/detokenize", "/apply-template", "/api/chat", "/api/generate")
+        return "inference" if path in asks else None
     return SCOPE_OF.get(path[4:].partition("/")[0], "inference")
 
 

@@ -49,6 +49,8 @@ GENERATING = {
     "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
     "/v1/messages": "messages",
+    "/api/chat": "ollama.chat",
+    "/api/generate": "ollama.generate",
 }
 """Paths whose every request leaves a receipt, and the name it has there."""
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -70,6 +72,7 @@ def build_app(
     state: State | None = None,
     lifespan: Lifespan | None = None,
     admin: Admin | None = None,
+    ollama: Callable[[Router, Limits, bool], list[Route]] | None = None,
 ) -> ASGIApp:
     """Everything a server needs but the socket. The router may still be loading.
 
@@ -80,6 +83,7 @@ def build_app(
         max_body: bytes. body_s: longest wait for a body. total_s: longest time for an answer.
         keepalive_s: silence after which a stream gets a comment.
         admin: models that can be seen, put to sleep and woken; None has no such routes.
+        ollama: makes Ollama's paths (``endpoint.ollama``); None has none.
         capture: store prompts and outputs in receipts (unless a request says ``store: false``).
         state: what is kept between requests: answers, files, batches, keys. Without it those paths are 404.
     """
@@ -136,6 +140,7 @@ def build_app(
             Route("/v1/chat/completions/{id}/messages", chat_store.messages, methods=get),
             Route("/v1/responses", responses, methods=post),
             Route("/v1/responses/input_tokens", count, methods=post),
+            Route("/v1/responses/compact", no_compaction, methods=post),
             Route("/v1/responses/{id}", stored.get, methods=get),
             Route("/v1/responses/{id}", stored.delete, methods=delete),
             Route("/v1/responses/{id}/cancel", responses.cancel, methods=post),
@@ -152,6 +157,8 @@ def build_app(
             "/v1/responses": responses,
         }
         routes += state.routes(router, doors, limits)
+    if ollama is not None:
+        routes += ollama(router, limits, capture)
     app = Starlette(
         routes=[*routes, *([] if admin is None else admin.routes())],
         exception_handlers={GalleyError: on_error, HTTPException: on_http_error, Exception: on_error},
@@ -212,6 +219,11 @@ async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
     body.headers.update(error.headers or {})
     body.raw_headers.extend(error_headers(shown))
     return body
+
+
+async def no_compaction(request: HTTPRequest) -> Response:
+    """``POST /v1/responses/compact``: told apart from the path of a response called ``compact``."""
+    raise NotFound("There is no POST /v1/responses/compact here: the client chooses what to send again.")
 
 
 class Pages:

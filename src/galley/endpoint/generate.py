@@ -30,6 +30,9 @@ SSE_HEADERS = [
 ]
 
 
+NDJSON_HEADERS = [(b"content-type", b"application/x-ndjson"), *SSE_HEADERS[1:]]
+
+
 class Door(Protocol):
     """What differs between the APIs."""
 
@@ -187,7 +190,7 @@ class Generate:
                 if options.stream:
                     assert isinstance(reply, Reply)
                     streamed = reply
-                    await self._stream(client, answer, streamed, keep=options.keep)
+                    await self._stream(client, answer, streamed, options)
                 else:
                     async for delta in answer.deltas():
                         reply.take(delta)
@@ -211,20 +214,20 @@ class Generate:
             else:
                 await client.write(streamed.fault(shown), more=False)
 
-    async def _stream(self, client: Client, answer: Answer, reply: Reply, *, keep: bool) -> None:
+    async def _stream(self, client: Client, answer: Answer, reply: Reply, options: Options) -> None:
         deltas = answer.deltas()
         first: Delta | None = None
         if answer.request.max_queue_s is not None or answer.request.max_total_s is not None:
             # The head waits for the first token, so that a deadline missed in the queue is a real 503 or 504.
             first = await anext(deltas, None)
-        await client.start(200, SSE_HEADERS)
+        await client.start(200, NDJSON_HEADERS if options.ndjson else SSE_HEADERS)
         head = reply.opening()
         if head:
             await client.write(head, more=True)
-        pulse = Pulse(client, self._limits.keepalive_s)
+        pulse = Pulse(client, float("inf") if options.ndjson else self._limits.keepalive_s)
         try:
             async for delta in follow(first, deltas):
-                if keep:
+                if options.keep:
                     reply.take(delta)
                 chunk = reply.chunks(delta)
                 if chunk:

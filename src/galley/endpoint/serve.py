@@ -20,6 +20,8 @@ from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
 from galley.endpoint.keys import KeyStore
+from galley.endpoint.ollama.facts import FactsBook
+from galley.endpoint.ollama.routes import ollama_routes
 from galley.endpoint.protocol import Protocol
 from galley.endpoint.state import Keeping, State
 from galley.errors import ConfigError, GalleyError, Overloaded
@@ -156,6 +158,9 @@ class Server:
                 unload=self._remove,
                 max_body=config.server.max_body,
             ),
+            ollama=ollama_routes(FactsBook(self._store), self.fleet)
+            if config.server.compat == "ollama"
+            else None,
         )
         self._listener = Listener(
             uvicorn.Config(

@@ -17,13 +17,13 @@ from galley.economics.price import FREE, PriceBook, PriceVersion, UnknownPrice, 
 from galley.errors import ConfigError, ModelNotFound
 from galley.providers.base import ModelCard, Provider
 from galley.router.facts import CAPABILITIES
+from galley.router.market.market import MarketTable
 
 __all__ = ["Catalog", "Logical", "Offer", "PolicyTable", "ProviderTable", "RouteTable"]
 
 Location = Literal["local", "site", "cloud"]
 """``local``: this machine; ``site``: ours, elsewhere; ``cloud``: somebody else's."""
 BASIC = ("chat", "completion")
-REMOTE_LACKS = frozenset(("logprobs", "token_ids"))
 
 
 class Logical(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,6 +80,8 @@ class ProviderTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     slow_chars: int = 0
     slow_s: float = 5.0
     health_path: str = "/models"
+    lacks: list[str] = []
+    """Capabilities that this server cannot carry, though its kind can."""
 
 
 class RouteTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,6 +124,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: list[Logical] = []
     provider: list[ProviderTable] = []
     route: list[RouteTable] = []
+    market: MarketTable | None = None
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +140,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     lacks: frozenset[str] = frozenset()
     """Capabilities of the model that this provider cannot carry."""
     price_id: str = ""
+    format: str = ""
+    """Wire format, as ``providers.carries`` knows it; none for our own engines."""
 
     @property
     def key(self) -> str:
@@ -229,11 +234,13 @@ class Catalog:
         if table.key_env and table.key_file:
             raise ConfigError(f"provider {table.name!r}: give key_env or key_file, not both")
         self.tables[table.name] = table
-        lacks = set(REMOTE_LACKS)
+        lacks = {"token_ids", *table.lacks}
+        if unknown := set(table.lacks) - set(CAPABILITIES):
+            raise ConfigError(f"provider {table.name!r}: lacks: unknown capabilities {sorted(unknown)}")
         if not table.extended:
-            lacks.add("sampling")
+            lacks |= {"sampling", "grammar"}
         if table.kind == "anthropic":
-            lacks |= {"completion", "n", "tools", "embedding"}
+            lacks |= {"completion", "n", "logprobs", "embedding"}
         for offer in table.offer:
             self._known(f"provider {table.name!r}: offer", [offer.model])
             wire = offer.name or offer.model
@@ -250,8 +257,10 @@ class Catalog:
                     location=table.location,
                     region=table.region,
                     context=min(offer.context or 1 << 40, self.models[offer.model].context),
-                    lacks=frozenset(lacks),
+                    # Log-probabilities are asked for unasked (cascades): only where they are declared.
+                    lacks=frozenset(lacks | ({"logprobs"} - set(self.models[offer.model].capabilities))),
                     price_id=table.price_id,
+                    format="openai-extended" if table.kind == "openai" and table.extended else table.kind,
                 )
             )
 

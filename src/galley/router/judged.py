@@ -70,7 +70,11 @@ class Trial:
             return delta
         if self._logprobs is None:
             return msgspec.structs.replace(delta, logprobs=None)
-        few = [msgspec.structs.replace(each, top=each.top[: self._logprobs]) for each in delta.logprobs]
+        count = self._logprobs
+        few = [
+            msgspec.structs.replace(each, top=each.top[:count], spelt=each.spelt and each.spelt[: count + 1])
+            for each in delta.logprobs
+        ]
         return msgspec.structs.replace(delta, logprobs=few)
 
     async def deltas(self) -> AsyncIterator[Delta]:

@@ -7,9 +7,10 @@ import pytest
 from galley.errors import Upstream
 from galley.providers.anthropic import AnthropicDialect
 from galley.providers.base import Meter
+from galley.providers.carries import lacks
 from galley.providers.dialect import Timeouts
 from galley.providers.http import Pool
-from galley.providers.openai import OpenAIDialect, lacks
+from galley.providers.openai import OpenAIDialect
 from galley.providers.refusal import retry_after
 from galley.providers.remote import RemoteProvider, share
 from galley.providers.sse import Events
@@ -187,7 +188,6 @@ def test_events_survive_any_split(size):
 @pytest.mark.parametrize(
     ("params", "word"),
     [
-        ({"logprobs": 1}, "logprobs"),
         ({"logit_bias": {1: 2.0}}, "logit_bias"),
         ({"top_k": 5}, "top_k"),
         ({"min_p": 0.1}, "min_p"),

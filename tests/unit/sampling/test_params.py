@@ -80,7 +80,6 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": "\ud800"}, "stop", "invalid_value"),
     ({"stop_token_ids": [100]}, "stop_token_ids[0]", "integer_above_max_value"),
     ({"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
-    ({"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
     ({"min_tokens": -1}, "min_tokens", "integer_below_min_value"),
     ({"max_tokens": 4, "min_tokens": 5}, "min_tokens", "integer_above_max_value"),
     ({"logprobs": -1}, "logprobs", "integer_below_min_value"),
