@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 1800
 help:
 	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
 	@echo "make test   install, pull $(MODEL), run all tests"
-	@echo "make soak   1,000 kill -9 and restart cycles, the state machines, SOAK=$(SOAK) times as long, 100,000 decisions"
+	@echo "make soak   1,500 kill -9 and restart cycles, the state machines, SOAK=$(SOAK) times as long, 100,000 decisions"
 	@echo "make fuzz   damaged bodies, model files and cache folders, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make mutants  break each rule in a copy: the test that names it must fail"
 	@echo "make conformance  unmodified clients against the endpoint, each in an environment of its own"
@@ -35,6 +35,7 @@ test: model
 
 soak: model
 	$(BIN)/python -m tests.faults.kill_cycles --cycles 1000
+	$(BIN)/python -m tests.faults.ledger_kills --cycles 500
 	GALLEY_SOAK=40 SOAK=$(SOAK) $(BIN)/python -m pytest tests/property -k "Machine or 100k" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from galley.usage import Resources, Times, Usage
+from galley.usage import Money, Resources, Times, Usage
 from galley.wants import CacheBreakpoint, CacheHint, Embed, Pooling
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Embed",
     "FinishReason",
     "Judgement",
+    "Money",
     "Pooling",
     "Receipt",
     "ReceiptStatus",
@@ -146,6 +147,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     key: str | None = None
     """Id of the API key (never the key itself)."""
+    org: str | None = None
+    team: str | None = None
+    batch: bool = False
+    """A line of a batch."""
     metadata: dict[str, str] = {}
     priority: int = 0
     """Lower runs first; 0 is normal."""
@@ -286,6 +291,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     hedge: bool = False
     probe: bool = False
     """It also tested whether a failed upstream is back."""
+    pico: int = 0
+    """Pico-dollars it is taken to have cost without serving; of the one that served, see the price lines."""
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -362,6 +369,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     asked: dict[str, Any] = {}
     """What else of the request shaped the prompt (tools, template options). Only when capture is on."""
     price_lines: list[dict[str, Any]] = []
+    money: Money | None = None
     attempts: list[Attempt] = []
     audit_leaf: str | None = None
     version: str = ""

@@ -10,10 +10,12 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from galley.audit.assemble import receipt_id as new_receipt_id
-from galley.endpoint.access import tenant_of
+from galley.economics.amount import dollars
+from galley.endpoint.access import named, tenant_of
 from galley.endpoint.client import Client, DisconnectError, wire_error
 from galley.endpoint.keys import Principal
 from galley.endpoint.params import stub
+from galley.endpoint.quota import limit_headers
 from galley.endpoint.reply import Options, Reply, Whole
 from galley.endpoint.translate import renamed
 from galley.endpoint.wire import header_list, parse_object
@@ -121,6 +123,9 @@ class Generate:
                 request,
                 metadata={**request.metadata, **metadata},
                 tenant=principal.tenant or request.user or "local",
+                org=principal.org,
+                team=principal.team,
+                batch=True,
             )
             async with self._router.open(request, receipt_id=receipt_id) as answer:
                 reply = self._door.reply(answer, options)
@@ -163,8 +168,14 @@ class Generate:
             raw = await client.body(self._limits.body, within_s=self._limits.body_s)
             body = parse_object(raw)
             request, options = await self.read(body, request_id=request_id, principal=principal)
-            tenant = tenant_of(client, principal, request.user)
-            return msgspec.structs.replace(request, tenant=tenant), options
+            request = msgspec.structs.replace(
+                request,
+                tenant=tenant_of(client, principal, request.user),
+                org=principal.org,
+                team=principal.team,
+                session=request.session or named(client, "x-galley-session"),
+            )
+            return request, options
         except Exception as error:
             shown = None if isinstance(error, DisconnectError) else wire_error(error)
             refused = stub(body, request_id=request_id, api=self._door.api, key=principal.key)
@@ -184,6 +195,7 @@ class Generate:
                 client.headers.append((b"x-galley-served-by", answer.card.served_by.encode()))
                 if answer.prepared.pooling_note:
                     client.headers.append((b"x-galley-pooling", answer.prepared.pooling_note.encode()))
+                client.headers += limit_headers(answer.purse.rates, answer.purse.warnings)
                 if answer.judgement is not None:
                     client.headers.append((b"x-galley-cascade", cascade_words(answer.judgement).encode()))
                 reply = self._door.reply(answer, options)
@@ -199,6 +211,9 @@ class Generate:
             if self._keep is not None and options.keep:
                 await self._keep(request, options, whole)
             if streamed is None:
+                money = answer.receipt.money if answer.receipt is not None else None
+                if money is not None:
+                    client.headers.append((b"x-galley-cost-usd", dollars(money.cost_pico).encode()))
                 if answer.warnings:
                     words = " ".join("; ".join(answer.warnings).split()).encode("ascii", "replace")
                     client.headers.append((b"x-galley-parse-warning", words[:2000]))
