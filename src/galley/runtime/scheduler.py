@@ -28,9 +28,6 @@ from galley.types import CacheHint, FinishReason, SamplingParams
 
 __all__ = ["Scheduler"]
 
-SCORED = 128
-"""Most tokens of prompts that are scored in a step: a row of logits is a vocabulary wide."""
-
 
 class Scheduler:
     """Owns all jobs, the pool and the tree.
@@ -244,7 +241,7 @@ class Scheduler:
             chunks.sort(key=lambda job: (self.queue.tier(job, now), self.fairness[job.tenant]))
         for job in chunks:
             self.intake.admit(plan, now, before, job)
-            most = self.most(job, plan)
+            most = self.intake.most(job, plan)
             if most > 0 and (count := self.preemption.reach(job, most, plan, now)) > 0:
                 plan.add(job, count)
         if before == self.counters.preemptions:
@@ -257,13 +254,6 @@ class Scheduler:
         elif self.jobs:
             raise RuntimeError(f"SCH-3: {len(self.jobs)} jobs and nothing to do")
         return plan
-
-    def most(self, job: Job, plan: Plan) -> int:
-        """Tokens that a job may have in this step (SCH-1)."""
-        most = min(len(job.tokens) - job.computed, self.token_budget - plan.tokens, self.chunk)
-        if job.reading is not None and not job.reading.states:
-            most = min(most, SCORED - plan.scored)
-        return most
 
     def _decodes(self, plan: Plan, now: float) -> list[Job]:
         """Plan every running job with one unknown token; return the others, in order."""
