@@ -11,8 +11,9 @@ from typing import Any, Self
 
 import msgspec
 
-from galley.audit.assemble import assemble, receipt_id
+from galley.audit.assemble import assemble
 from galley.audit.receipts import ReceiptStore
+from galley.audit.scribe import Scribe
 from galley.config import load
 from galley.errors import InvalidRequest
 from galley.model.store import Store
@@ -103,6 +104,9 @@ class LLM:
             self._compiler = running.provider.toolbox.compiler
             own = contextlib.closing(ReceiptStore(config.receipts.path))
             self._receipts = receipts or opened.enter_context(own)
+            self._scribe = Scribe.opened(self._receipts, **msgspec.structs.asdict(config.audit))
+            if self._scribe is not None:
+                opened.callback(self._scribe.close)
             self._capture = config.receipts.capture
             self._closed = False
             self._opened = opened.pop_all()
@@ -201,7 +205,8 @@ class LLM:
             one = msgspec.structs.replace(given, ids=[*given.ids, end]) if closed else given
             self._refuse(one.ids, params, f"prompts[{number}]")
             request = self._request("python.embed", params, prompts=[one.given], embed=wanted)
-            runs.append(Embedded(request, one, kind, self.model.embedding.note(kind)))
+            note, witness = self.model.embedding.note(kind), self._scribe is not None
+            runs.append(Embedded(request, one, kind, note, witness=witness))
         receipts = self._drive(runs)
         return [run.result(receipt) for run, receipt in zip(runs, receipts, strict=True)]
 
@@ -286,7 +291,8 @@ class LLM:
             )
             if compiled is not None and compiled.relaxed:
                 request = msgspec.structs.replace(request, clamped=one.changed | compiled.relaxed)
-            runs.append(Run(request, one, self.model, self.engine.finish, compiled))
+            witness = self._scribe is not None
+            runs.append(Run(request, one, self.model, self.engine.finish, compiled, witness=witness))
         receipts = self._drive(runs)
         return [run.result(receipt) for run, receipt in zip(runs, receipts, strict=True)]
 
@@ -294,6 +300,10 @@ class LLM:
         """Run all to the end in this thread. Every run leaves its receipt, whatever happens."""
         stopped: BaseException | None = None
         started = time.monotonic()
+        if self._scribe is not None:
+            for begun in [self._scribe.begin(run.request, run.receipt_id) for run in runs]:
+                if begun is not None:
+                    begun.result()
         try:
             for run in runs:
                 for lane in range(run.request.params.n):
@@ -321,7 +331,7 @@ class LLM:
         if error is not None and not isinstance(error, Exception):
             status = "cancelled"  # KeyboardInterrupt and its like
         receipt = assemble(
-            receipt_id=receipt_id(),
+            receipt_id=run.receipt_id,
             request=run.request,
             route=Route(model=self.model.name, provider="local", rule="fixed", reason="in-process"),
             digests=self._provider.digests,
@@ -336,5 +346,10 @@ class LLM:
             output_ids=run.meter.output_ids(),
             pooling=run.pooling,
         )
-        self._receipts.record(receipt)
+        if self._scribe is None:
+            self._receipts.record(receipt)
+            return receipt
+        accounted = self._scribe.put(receipt, run.request, run.meter.pieces)
+        if accounted is not None and stopped is None:
+            accounted.result()
         return receipt

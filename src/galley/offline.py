@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from galley.audit.assemble import receipt_id
 from galley.errors import GalleyError, InvalidRequest
 from galley.model.model import Model
 from galley.providers.base import Meter
@@ -45,6 +46,7 @@ class Running(Protocol):
     """One request on its way."""
 
     request: Request
+    receipt_id: str
     meter: Meter
     error: GalleyError | None
     choices: dict[str, list[Delta]]
@@ -66,11 +68,14 @@ class Run:
         model: Model,
         finish: Callable[[str], None],
         compiled: Compiled | None,
+        *,
+        witness: bool = False,
     ) -> None:
         self.request = request
+        self.receipt_id = receipt_id()
         self._compiled = compiled
         self.asked = asked
-        self.meter = Meter(capture=request.capture)
+        self.meter = Meter(capture=request.capture, witness=witness)
         self.error: GalleyError | None = None
         self.pooling: str | None = None
         self.choices: dict[str, list[Delta]] = {}
@@ -121,10 +126,13 @@ class Run:
 class Embedded:
     """One text on its way to its vector."""
 
-    def __init__(self, request: Request, asked: Asked, pooling: Pooling, note: str) -> None:
+    def __init__(
+        self, request: Request, asked: Asked, pooling: Pooling, note: str, *, witness: bool = False
+    ) -> None:
         self.request = request
+        self.receipt_id = receipt_id()
         self.asked = asked
-        self.meter = Meter(capture=request.capture)
+        self.meter = Meter(capture=request.capture, witness=witness)
         self.error: GalleyError | None = None
         self.choices: dict[str, list[Delta]] = {}
         self.pooling: str | None = note
