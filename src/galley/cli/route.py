@@ -247,7 +247,7 @@ def _explained(
     path = session.config.router.catalog
     catalog = Catalog.read(path) if path is not None else Catalog()
     cards = []
-    for entry in session.store.list():
+    for entry in session.store.survey()[0]:
         with GGUF.open(entry.path) as file:
             cards.append(ModelCard(id=entry.name, context=spec_from_gguf(file).context, created=0))
         for alias in entry.aliases:
