@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from galley.routed import Attempt, Judgement, Route
 from galley.usage import Money, Resources, Times, Usage
+from galley.wants import CacheBreakpoint, CacheHint, Embed, Pooling
 
 __all__ = [
     "MODEL_CHOOSES",
@@ -18,9 +20,11 @@ __all__ = [
     "Choice",
     "Delta",
     "Digests",
+    "Embed",
     "FinishReason",
     "Judgement",
     "Money",
+    "Pooling",
     "Receipt",
     "ReceiptStatus",
     "Request",
@@ -112,34 +116,6 @@ MODEL_CHOOSES = ("temperature", "top_p", "top_k", "min_p")
 """Sampling parameters for which a model file may bring defaults of its own."""
 
 
-class CacheBreakpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """An end of a reusable prompt prefix, as a request marks it (``cache_control``).
-
-    Attributes:
-        message: index of the message it lies in. chars: characters of that message's text before it.
-        ttl: as asked for, e.g. ``5m``; ``ttl_s`` is the same in seconds.
-    """
-
-    message: int
-    chars: int
-    ttl: str
-    ttl_s: int
-
-
-class CacheHint(msgspec.Struct, frozen=True, kw_only=True):
-    """What one prompt asks of the prefix cache, in tokens.
-
-    Attributes:
-        ends: prompt tokens before each breakpoint, with the seconds to keep them. Ascending.
-        soon: the prompt is expected again: its blocks go to disk without waiting for an idle engine.
-        memory_only: nothing of it is written to disk; it is shared only with prompts that ask for the same.
-    """
-
-    ends: tuple[tuple[int, int], ...] = ()
-    soon: bool = False
-    memory_only: bool = False
-
-
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for. Exactly one of ``messages`` and ``prompts`` is set."""
 
@@ -166,6 +142,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     template_kwargs: dict[str, Any] = {}
     add_generation_prompt: bool = True
     echo: bool = False
+    embed: Embed | None = None
     stream: bool = False
     tenant: str = "local"
     """Who the service is charged to when the machine is shared fairly: docs/DESIGN.md, Tenants."""
@@ -258,6 +235,10 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: list[ToolCallDelta] = []
     warnings: list[str] = []
     """What went wrong in reading the output; nothing of it was dropped."""
+    prompt_logprobs: list[TokenLogprob] | None = None
+    """Of the prompt's tokens but the first, on a choice's first delta, where they were asked for."""
+    vector: bytes | None = None
+    """The embedding: float32 in this machine's byte order."""
 
 
 class Digests(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,81 +248,6 @@ class Digests(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: str = ""
     template: str = ""
     engine: str = ""
-
-
-class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """Which model and provider, and why, in full."""
-
-    model: str
-    provider: str
-    rule: str
-    """The rule that chose, e.g. ``fixed``."""
-    reason: str = ""
-    location: str = "local"
-    scores: dict[str, float] = {}
-    propensity: float = 1.0
-    price_version: str | None = None
-    candidates: list[str] = []
-    """What was eligible, ``model@provider``, in the order it would be tried."""
-    refused: dict[str, str] = {}
-    """What was not eligible, and why."""
-    quote_pico: int | None = None
-    """Most pico-dollars the chosen offer may cost."""
-    asked: str = ""
-    """The name that was asked for: a model, an alias or a route."""
-    kind: str = ""
-    """Kind of work that the policy saw in the prompt, where it looked for one."""
-
-
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One call made for a request. All of them are on the receipt, the hedged loser's too."""
-
-    provider: str
-    model: str
-    outcome: Literal["won", "failed", "lost", "cancelled", "escalated"]
-    """``lost``: cancelled because another attempt was faster; ``escalated``: it answered, but a cascade was
-    not sure enough of the answer."""
-    at_s: float
-    """Seconds after arrival."""
-    took_s: float
-    """Until its commit point, failure or cancellation."""
-    kind: str = ""
-    """Class of the failure."""
-    status: int | None = None
-    """HTTP status, when one came."""
-    hedge: bool = False
-    probe: bool = False
-    """It also tested whether a failed upstream is back."""
-    pico: int = 0
-    """Pico-dollars it is taken to have cost without serving; of the one that served, see the price lines."""
-
-
-class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a cascade made of its first model's answer.
-
-    Attributes:
-        first: the offer that answered first, ``model@provider``.
-        confidence: calibrated probability that its answer is good; None when it could not be judged.
-        needed: the least that was enough.
-        escalated: whether another model's answer was given instead; ``to`` is its offer.
-        reason: in words; also why an unsure answer was kept, or a sure one was not.
-        signals: what was read off its log-probabilities, by name.
-        tokens: completion tokens that were read.
-        took_s: seconds from its commit to the decision.
-        usage, resources: of the first attempt when it was not the answer; zeros when it was.
-    """
-
-    first: str
-    confidence: float | None
-    needed: float
-    escalated: bool
-    to: str = ""
-    reason: str = ""
-    signals: dict[str, float] = {}
-    tokens: int = 0
-    took_s: float = 0.0
-    usage: Usage = Usage()
-    resources: Resources = Resources()
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -396,5 +302,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     warnings: list[str] = []
     """What went wrong in reading the output, such as a malformed tool call, whose text was returned."""
+    pooling: str | None = None
+    """Of an embedding: how the states were pooled, and whether the model file says so."""
     judgement: Judgement | None = None
     """Of a cascade: whether the first model's answer was kept."""
+    shadow_of: str | None = None
+    """The receipt whose request this one mirrored: nobody waited for its answer."""

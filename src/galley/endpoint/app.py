@@ -23,6 +23,8 @@ from galley.endpoint.chat import ChatDoor
 from galley.endpoint.client import error_headers, wire_error
 from galley.endpoint.completions import CompletionsDoor
 from galley.endpoint.dialect import dialect_of
+from galley.endpoint.embeddings import EmbeddingsDoor
+from galley.endpoint.feedback import FeedbackPage
 from galley.endpoint.generate import Generate, Limits
 from galley.endpoint.keypages import KeyPages
 from galley.endpoint.messages.door import MessagesDoor
@@ -45,6 +47,7 @@ MAX_LISTED = 1000
 GENERATING = {
     "/v1/chat/completions": "chat.completions",
     "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
     "/v1/messages": "messages",
     "/api/chat": "ollama.chat",
@@ -70,6 +73,7 @@ def build_app(
     state: State | None = None,
     lifespan: Lifespan | None = None,
     admin: Admin | None = None,
+    feedback: FeedbackPage | None = None,
     ollama: Callable[[Router, Limits, bool], list[Route]] | None = None,
 ) -> ASGIApp:
     """Everything a server needs but the socket. The router may still be loading.
@@ -80,6 +84,7 @@ def build_app(
         cors_origins: web pages that may call.
         max_body: bytes. body_s: longest wait for a body. total_s: longest time for an answer.
         keepalive_s: silence after which a stream gets a comment.
+        feedback: what answers were worth; None has no such route.
         admin: models that can be seen, put to sleep and woken; None has no such routes.
         ollama: makes Ollama's paths (``endpoint.ollama``); None has none.
         capture: store prompts and outputs in receipts (unless a request says ``store: false``).
@@ -98,12 +103,14 @@ def build_app(
         keep=chat_store.keep if chat_store else None,
     )
     completions = Generate(router, CompletionsDoor(), limits=limits, capture=capture)
+    embeddings = Generate(router, EmbeddingsDoor(), limits=limits, capture=capture)
     messages = Generate(router, MessagesDoor(router), limits=limits, capture=capture)
     counting = MessagesDoor(router, need_max_tokens=False)
     post, get, delete = ["POST"], ["GET"], ["DELETE"]
     routes = [
         Route("/v1/chat/completions", chat, methods=post),
         Route("/v1/completions", completions, methods=post),
+        Route("/v1/embeddings", embeddings, methods=post),
         Route("/v1/messages", messages, methods=post),
         Route("/v1/messages/count_tokens", CountTokens(router, counting, limits=limits), methods=post),
         Route("/v1/models", pages.models),
@@ -146,10 +153,17 @@ def build_app(
             Route("/v1/keys/{id}", key_pages.revoke, methods=delete),
         ]
         stored.bury()
-        doors = {"/v1/chat/completions": chat, "/v1/completions": completions, "/v1/responses": responses}
+        doors = {
+            "/v1/chat/completions": chat,
+            "/v1/completions": completions,
+            "/v1/embeddings": embeddings,
+            "/v1/responses": responses,
+        }
         routes += state.routes(router, doors, limits)
     if ollama is not None:
         routes += ollama(router, limits, capture)
+    if feedback is not None:
+        routes.append(Route("/v1/feedback", feedback.create, methods=post))
     app = Starlette(
         routes=[*routes, *([] if admin is None else admin.routes())],
         exception_handlers={GalleyError: on_error, HTTPException: on_http_error, Exception: on_error},
@@ -360,7 +374,11 @@ def shown(card: ModelCard) -> dict[str, Any]:
         "max_model_len": card.context,
         "quantization": card.quantization,
         "location": card.location,
-        "capabilities": ["completion", *(["chat"] if card.chat else [])],
+        "capabilities": [
+            "completion",
+            *(["chat"] if card.chat else []),
+            *(["embedding"] if card.embedding else []),
+        ],
         "price": None,
         "type": "model",
         "display_name": card.id,
