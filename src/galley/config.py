@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from galley.errors import ConfigError
+from galley.machine import Economics, Machine
 from galley.settings import SETTINGS, home_folder
 
 
@@ -166,6 +167,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     receipts: Receipts
     audit: Audit
     ledger: LedgerSettings
+    economics: Economics
     approvals: Approving
     redact: Redaction
     router: Routing
@@ -262,6 +264,7 @@ def load(
         receipts=Receipts(**_section(resolved, "receipts")),
         audit=Audit(**_section(resolved, "audit")),
         ledger=LedgerSettings(**_section(resolved, "ledger")),
+        economics=Economics(machine=Machine(**_section(resolved, "economics.machine"))),
         approvals=Approving(**_section(resolved, "approvals")),
         redact=Redaction(**_section(resolved, "redact")),
         router=Routing(**_section(resolved, "router")),
@@ -341,19 +344,23 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"file:{path}: cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"file:{path}: not TOML: {error}") from error
-    flat: dict[str, Any] = {}
-    sections = {key.partition(".")[0] for key in SETTINGS if "." in key}
-    for name, value in table.items():
-        if isinstance(value, dict) and name in sections:
-            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
-        else:
-            flat[name] = value
+    flat = _flat(table)
     for key in flat:
         if key not in SETTINGS or not SETTINGS[key].in_file:
             known = [name for name, setting in SETTINGS.items() if setting.in_file]
             instead = f" Set it as {SETTINGS[key].env} instead." if key in SETTINGS else _nearest(key, known)
             raise ConfigError(f"file:{path}: unknown setting {key!r}.{instead}")
     return flat
+
+
+def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """By dotted key; what is a table, but no section of ours, stays whole, and is unknown."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        key = above + name
+        section = isinstance(value, dict) and any(known.startswith(key + ".") for known in SETTINGS)
+        found |= _flat(value, key + ".") if section else {key: value}
+    return found
 
 
 def _parse(key: str, value: Any, origin: str) -> Any:

@@ -136,6 +136,26 @@ def dollars(value: Any) -> int:
     return int(pico)
 
 
+def rent(value: Any) -> tuple[int, int]:
+    """``0.80/h`` or ``0.0002/s`` to whole pico-dollars and the seconds they pay for."""
+    amount, _, unit = str(value).strip().partition("/")
+    spans = {"s": 1, "second": 1, "min": 60, "h": 3600, "hour": 3600, "day": 86_400, "month": 30 * 86_400}
+    if unit.strip() not in spans:
+        raise ValueError("expected dollars a time such as 0.80/h, 0.0002/s, 19/day or 400/month (30 days)")
+    return dollars(amount), spans[unit.strip()]
+
+
+def milliwatts(value: Any) -> int:
+    """``65`` or ``12.5`` watts to whole milliwatts."""
+    try:
+        milli = Decimal(str(value).strip()) * 1000
+    except InvalidOperation as error:
+        raise ValueError("expected watts such as 65 or 12.5") from error
+    if isinstance(value, bool) or not milli.is_finite() or milli < 0 or milli != int(milli):
+        raise ValueError("expected watts such as 65 or 12.5, with at most three decimals")
+    return int(milli)
+
+
 def names(value: Any) -> tuple[str, ...]:
     """A list of names, or names separated by commas."""
     parts = value.split(",") if isinstance(value, str) else value

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "approvals": ("galley.cli.approvals:approvals", "List, approve and deny the calls that wait."),
     "audit": ("galley.cli.audit:audit", "Verify, prove from, export and erase in the audit log."),
     "budget": ("galley.cli.budget:budget", "Set and show limits on money, tokens, requests and concurrency."),
+    "cost": ("galley.cli.cost:cost", "Report spending, savings, margins, a forecast, and unit costs."),
     "ledger": ("galley.cli.ledger:ledger", "Look into the ledger of every request's money."),
     "keys": ("galley.cli.keys:keys", "Make, list and revoke API keys."),
     "doctor": ("galley.cli.doctor:doctor", "Measure this machine and say what fits."),

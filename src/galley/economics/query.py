@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from galley.economics import schema
 from galley.economics.store import Store
 
-__all__ = ["GROUPS", "Spend", "charges", "lines", "spend"]
+__all__ = ["GROUPS", "SUMMED", "Spend", "charges", "check_groups", "gather", "lines", "spend"]
 
 GROUPS = (
     "day", "month", "tenant", "org", "team", "user", "key", "session", "plan", "api", "model", "provider",
@@ -44,6 +44,21 @@ class Spend(msgspec.Struct, kw_only=True):
     batch_saved_pico: int = 0
     speculation_saved_pico: int = 0
 
+    @property
+    def fresh_tokens(self) -> int:
+        """Prompt tokens that were neither read from a cache nor written to one."""
+        return self.prompt_tokens - self.cached_tokens - self.cache_write_tokens
+
+    @property
+    def saved_pico(self) -> int:
+        """Against all counterfactuals."""
+        return (
+            self.cache_saved_pico
+            + self.route_saved_pico
+            + self.batch_saved_pico
+            + self.speculation_saved_pico
+        )
+
 
 def spend(
     store: Store, by: Sequence[str] = (), *, since: str | None = None, until: str | None = None
@@ -57,9 +72,20 @@ def spend(
     O(charges in the period). Added up here, in unbounded integers. Raises ValueError for an unknown group,
     LedgerUnavailable.
     """
+    check_groups(by)
+    with store.reading() as db:
+        return gather(db, by, since=since, until=until)
+
+
+def check_groups(by: Sequence[str]) -> None:
+    """Raises ValueError for what spending cannot be broken down by."""
     unknown = [name for name in by if name not in GROUPS]
     if unknown:
         raise ValueError(f"cannot group by {', '.join(unknown)}; there are {', '.join(GROUPS)}")
+
+
+def gather(db: Connection, by: Sequence[str], *, since: str | None, until: str | None) -> list[Spend]:
+    """``spend`` within a transaction."""
     table = schema.charge
     columns: dict[str, Any] = {**dict(table.c), "month": table.c.day, "tag": table.c.tags}
     names = list(dict.fromkeys(by))
@@ -70,15 +96,14 @@ def spend(
         *(table.c[name] for name in SUMMED),
     )
     found: dict[tuple[str | None, ...], Spend] = {}
-    with store.reading() as db:
-        for row in db.execute(between(wanted, since, until)):
-            values = row._mapping
-            for key in keys(names, values):
-                group = found.setdefault(key, Spend(key=key))
-                group.charges += values["n"] == 0
-                group.estimated += values["estimated"] if values["n"] == 0 else 0
-                for name in SUMMED:
-                    setattr(group, name, getattr(group, name) + values[name])
+    for row in db.execute(between(wanted, since, until)):
+        values = row._mapping
+        for key in keys(names, values):
+            group = found.setdefault(key, Spend(key=key))
+            group.charges += values["n"] == 0
+            group.estimated += values["estimated"] if values["n"] == 0 else 0
+            for name in SUMMED:
+                setattr(group, name, getattr(group, name) + values[name])
     return sorted(
         found.values(), key=lambda group: tuple((part is not None, part or "") for part in group.key)
     )
