@@ -68,7 +68,9 @@ def cost(
     csv_file: str | None,
     html_file: str | None,
 ) -> None:
-    """Report spending, revenue, savings, margins and the forecast of the month, all to the last digit.
+    """Report spending, savings, margins, a forecast, and unit costs.
+
+    Money is exact, to the last digit.
 
     Exit code 0 only when the totals are what the ledger's lines say, every request has a price, and the
     ledger adds up.
