@@ -52,15 +52,20 @@ class Board:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{self.name}"
         self.path = folder / f"{self.name}.board"
         self._file: IO[bytes] = self.path.open("x+b")
-        # Locked before it is of any size: an empty file is nobody's to recover.
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._file.truncate(FIRST * SLOT.size)
-        self._map = mmap.mmap(self._file.fileno(), FIRST * SLOT.size)
+        try:
+            # Locked before it is of any size: an empty file is nobody's to recover.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fill(FIRST * SLOT.size)
+            self._map = mmap.mmap(self._file.fileno(), FIRST * SLOT.size)
+        except BaseException:
+            self._file.close()
+            self.path.unlink()
+            raise
         self._free = list(range(FIRST - 1, -1, -1))
         self._slots = FIRST
 
     def take(self, id: str, prompt_tokens: int) -> int:
-        """A slot for a request, from now on recoverable. O(1)."""
+        """A slot for a request, from now on recoverable. O(1). Raises OSError when it cannot grow."""
         name = id.encode()
         if not 0 < len(name) <= ID_BYTES:
             raise ValueError(f"{id!r} is no id of a reservation")
@@ -98,10 +103,16 @@ class Board:
 
     def _grow(self) -> None:
         size = self._slots * 2
-        self._file.truncate(size * SLOT.size)
+        self._fill((size - self._slots) * SLOT.size)
         self._map.resize(size * SLOT.size)
         self._free = list(range(size - 1, self._slots - 1, -1))
         self._slots = size
+
+    def _fill(self, count: int) -> None:
+        """Really written, not left as a hole: storing into a hole of a full disk would kill the process."""
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(bytes(count))
+        self._file.flush()
 
     @staticmethod
     def alive(path: Path) -> bool:

@@ -101,37 +101,49 @@ class Hold:
         self.subject = msgspec.structs.replace(
             self.subject, provider=ask.provider, model=ask.model, local=ask.local
         )
+        try:
+            self._slot = self._ledger.board.take(self.id, ask.prompt_likely)
+            owner = self._ledger.board.owner
+        except (LedgerUnavailable, OSError) as error:
+            self._go_on_without(error)
+            owner = "none"
         opening = Opening(
             id=self.id,
             subject=self.subject,
             need=Amount(ask.pico, most, 1, 1),
             rate_tokens=ask.prompt_likely + ask.output_most,
             price=ask.price,
-            owner=self._ledger.board.owner,
+            owner=owner,
             now_us=now,
             day=datetime.fromtimestamp(now / 1e6, UTC).date().isoformat(),
             lease_us=now + self._ledger.lease_us,
             prompt_tokens=ask.prompt_likely,
         )
-        self._slot = self._ledger.board.take(self.id, ask.prompt_likely)
         self._sent = True
         self._opening = opening  # before it is known to hold: a cancelled wait must be settled too
         try:
-            self.grant = await self._ledger.reserve(opening)
+            if not self.unrecorded:
+                self.grant = await self._ledger.reserve(opening)
         except LedgerUnavailable as error:
-            if self._ledger.strict or self._ledger.rules.enforced:
-                self._drop()
-                raise
-            # Nothing may be refused by any limit: it runs, and is entered as a whole when it is settled.
-            self.unrecorded = True
-            self._ledger.fault = error.message
+            self._go_on_without(error)
         except Exception:
             self._drop()
             raise
         if self.grant is not None:
             self.subject = self.grant.subject
         self._held_pico = ask.pico
-        self._ledger.track(self.id, self._slot)
+        if self._slot is not None:
+            self._ledger.track(self.id, self._slot)
+
+    def _go_on_without(self, error: Exception) -> None:
+        """Where nothing may be refused by any limit it runs, and is entered as a whole when it is settled.
+        Raises LedgerUnavailable otherwise."""
+        if self._ledger.strict or self._ledger.rules.enforced:
+            self._drop()
+            if isinstance(error, LedgerUnavailable):
+                raise error
+            raise LedgerUnavailable(f"The ledger cannot be used: {error}", retry_after_s=1.0) from error
+        self.unrecorded = True
 
     def _drop(self) -> None:
         """It was refused: there is nothing to settle."""
@@ -211,7 +223,7 @@ class Hold:
             return
         self._settled = True
         opening, slot = self._opening, self._slot
-        assert opening is not None and slot is not None
+        assert opening is not None
         self._ledger.untrack(self.id)
         served = price or opening.price
         self.bill = bill(
@@ -256,11 +268,12 @@ class Hold:
         return self.grant.rates if self.grant is not None else ()
 
 
-def releasing(ledger: Ledger, slot: int) -> Callable[[], None]:
+def releasing(ledger: Ledger, slot: int | None) -> Callable[[], None]:
     """Frees a slot of the board once its request is settled for good."""
 
     def free() -> None:
-        ledger.board.free(slot)
+        if slot is not None:
+            ledger.board.free(slot)
 
     return free
 

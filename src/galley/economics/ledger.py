@@ -74,7 +74,6 @@ class Ledger:
         self.strict = strict
         self.clock_us = clock_us
         self.lease_us = int(lease_s * 1e6)
-        self.board = Board(folder)
         self.owed: list[Work] = []
         self.fault: str | None = None
         self.reaped = 0
@@ -87,13 +86,26 @@ class Ledger:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._reaper = Reaper(store, folder, self.board.owner, clock_us)
+        self._board: Board | None = None
+        self._reaper: Reaper | None = None
         self._renew_at = self._reap_at = 0
 
     @classmethod
     def at(cls, home: Path, url: str | None, *, strict: bool = False) -> "Ledger":
         """The ledger of a home, in the database of ``url`` or in a file of its own. Raises ConfigError."""
         return cls(Store(ledger_url(url, home)), home / "ledger.live", strict=strict)
+
+    @property
+    def board(self) -> Board:
+        """This process's, made on first use. Raises LedgerUnavailable."""
+        with self._lock:
+            if self._board is None:
+                try:
+                    self._board = Board(self._folder)
+                except OSError as error:
+                    raise LedgerUnavailable(f"{self._folder}: {error}", retry_after_s=1.0) from error
+                self._reaper = Reaper(self.store, self._folder, self._board.owner, self.clock_us)
+            return self._board
 
     @property
     def rules(self) -> Rules:
@@ -115,8 +127,8 @@ class Ledger:
         if self._thread is not None:
             self._queue.put(Work(None))
             self._thread.join(timeout)
-        else:
-            self.board.close(remove=True)
+        elif self._board is not None:
+            self._board.close(remove=True)
 
     # ---- the event loop's side
 
@@ -176,20 +188,19 @@ class Ledger:
             last = any(work.act is None for work in group)
             self._commit([work for work in group if work.act is not None])
             if not last:
-                self._tick()
+                self._tick(idle=not group)
         while True:  # whatever was put in behind the last one
             try:
                 self._commit([self._queue.get_nowait()])
             except queue.Empty:
                 break
         if self.owed:
-            self._tell(
-                f"{len(self.owed)} settlements are not entered; the next start does it from {self.board.path}"
-            )
-        self.board.close(remove=not self.owed and not self._open)
+            self._tell(f"{len(self.owed)} settlements are not entered; the next start does it")
+        if self._board is not None:
+            self._board.close(remove=not self.owed and not self._open)
         self.store.close()
 
-    def _tick(self, *, force: bool = False) -> None:
+    def _tick(self, *, force: bool = False, idle: bool = False) -> None:
         """What is done by the clock: owed settlements, renewals, the dead, and changed limits."""
         now = self.clock_us()
         try:
@@ -200,13 +211,16 @@ class Ledger:
                 self._renew(now)
             if force or now >= self._reap_at:
                 self._reap_at = now + self.lease_us // 2
+                owner = self.board.owner
+                assert self._reaper is not None and owner
                 found = self._reaper.reap()
                 self.reaped += found
                 if found:
                     self._tell(f"{found} requests of a process that ended without settling them are settled")
-            else:
+                self._well()
+            elif idle:  # else the transactions have read them
                 self.store.refresh()
-            self._well()
+                self._well()
         except Exception as error:  # the thread must live; what failed is tried again
             self._ill(error)
 

@@ -73,6 +73,8 @@ class ProviderTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     key_file: str = ""
     price_id: str = ""
     """Provider id in genai-prices, e.g. ``openai``."""
+    price_context: dict[str, str] = {}
+    """How it is used, where that changes its prices: ``{ service_tier = "flex" }``, as genai-prices says."""
     extended: bool = False
     newer_limit: bool = False
     headers: dict[str, str] = {}
@@ -142,6 +144,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     lacks: frozenset[str] = frozenset()
     """Capabilities of the model that this provider cannot carry."""
     price_id: str = ""
+    price_context: tuple[tuple[str, str], ...] = ()
     format: str = ""
     """Wire format, as ``providers.carries`` knows it; none for our own engines."""
 
@@ -275,6 +278,7 @@ class Catalog:
                     # Log-probabilities are asked for unasked (cascades): only where they are declared.
                     lacks=frozenset(lacks | ({"logprobs"} - set(self.models[offer.model].capabilities))),
                     price_id=table.price_id,
+                    price_context=tuple(sorted(table.price_context.items())),
                     format="openai-extended" if table.kind == "openai" and table.extended else table.kind,
                 )
             )
@@ -323,7 +327,7 @@ class Catalog:
             declared = self.prices.declared(offer.provider, offer.wire)
             if not declared:
                 return self.own
-        return self.prices.find(offer.provider, offer.wire, offer.price_id or None, on)
+        return self.prices.find(offer.provider, offer.wire, offer.price_id or None, on, offer.price_context)
 
     def provider(self, name: str) -> Provider | None:
         """The running provider of that name."""
