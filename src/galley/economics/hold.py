@@ -9,6 +9,7 @@ import msgspec
 from galley.economics.acts import Extension, Grant, Opening, Rate, Settlement, Subject, Sunk
 from galley.economics.amount import Amount
 from galley.economics.bill import Bill, Rival, bill
+from galley.economics.board import NOTE_BYTES
 from galley.economics.ledger import Ledger
 from galley.economics.price import PriceVersion
 from galley.economics.store import LedgerUnavailable
@@ -67,6 +68,8 @@ class Hold:
         self._extends = 0
         self._lock = asyncio.Lock()
         self._completion = 0
+        self._later = False
+        """Nobody waits for the ledger: there is no limit."""
 
     def cap(self) -> tuple[str, int] | None:
         """The smallest output cap among its scopes, with the scope it comes from."""
@@ -101,28 +104,34 @@ class Hold:
         self.subject = msgspec.structs.replace(
             self.subject, provider=ask.provider, model=ask.model, local=ask.local
         )
-        try:
-            self._slot = self._ledger.board.take(self.id, ask.prompt_likely)
-            owner = self._ledger.board.owner
-        except (LedgerUnavailable, OSError) as error:
-            self._go_on_without(error)
-            owner = "none"
         opening = Opening(
             id=self.id,
             subject=self.subject,
             need=Amount(ask.pico, most, 1, 1),
             rate_tokens=ask.prompt_likely + ask.output_most,
             price=ask.price,
-            owner=owner,
+            owner=self._ledger.owner,
             now_us=now,
             day=datetime.fromtimestamp(now / 1e6, UTC).date().isoformat(),
             lease_us=now + self._ledger.lease_us,
             prompt_tokens=ask.prompt_likely,
         )
+        note = msgspec.json.encode(opening)
+        self._later = self._ledger.quiet and len(note) <= NOTE_BYTES
+        try:
+            board = self._ledger.board
+            self._slot = board.take(self.id, ask.prompt_likely, note if self._later else b"")
+        except (LedgerUnavailable, OSError) as error:
+            self._later = False
+            self._go_on_without(error)
         self._sent = True
         self._opening = opening  # before it is known to hold: a cancelled wait must be settled too
         try:
-            if not self.unrecorded:
+            if self._later:
+                self._ledger.note(msgspec.structs.replace(opening, enforce=False))
+                scopes = self.subject.party.scopes()
+                self.grant = Grant(txn=f"{self.id}:reserve", subject=self.subject, scopes=scopes)
+            elif not self.unrecorded:
                 self.grant = await self._ledger.reserve(opening)
         except LedgerUnavailable as error:
             self._go_on_without(error)
@@ -252,10 +261,11 @@ class Hold:
             now_us=self._ledger.clock_us(),
             estimated=estimated,
             status=status,
-            opening=opening if self.unrecorded else None,
+            opening=opening if self.unrecorded or self._later else None,
         )
         self._slot = None
-        self._ledger.settle(settlement, releasing(self._ledger, slot))
+        later = self._later and self._ledger.quiet
+        self._ledger.settle(settlement, releasing(self._ledger, slot), later=later)
 
     @property
     def txn(self) -> str | None:
