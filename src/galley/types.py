@@ -63,9 +63,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How to draw tokens. The names are those vLLM's users know.
-
-    Range errors are raised by ``runtime.sampling.params.check`` as ``InvalidRequest`` with ``param`` set.
+    """How to draw tokens. The names are those vLLM's users know. Ranges: ``runtime.sampling.params``.
 
     Attributes:
         n: choices per prompt, sharing the prompt's KV.
@@ -160,6 +158,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: str = "auto"
     """``auto``, ``none``, ``required``, or ``function:NAME`` for one function by name."""
     parallel_tool_calls: bool = True
+    reasoning_effort: str | None = None
+    thinking_budget: int | None = None
+    """Most reasoning tokens, then it is closed; 0 allows none. ``reasoning_effort``: ``none`` … ``max``."""
     structured_path: str = ""
     """Where the request had ``params.structured_outputs``, for errors."""
     template_kwargs: dict[str, Any] = {}
@@ -192,7 +193,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_queue_s: float | None = None
     max_total_s: float | None = None
     allowed_models: list[str] = []
-    """Models that may serve it, whatever it is called by (the API key's list); empty means all."""
+    """What the API key may use, whatever it is called by; empty means all."""
     local_only: bool = False
     """The request forbids leaving this machine. The catalog's policy may forbid it for all requests."""
     residency: list[str] = []

@@ -252,7 +252,7 @@ class Catalog:
         if table.key_env and table.key_file:
             raise ConfigError(f"provider {table.name!r}: give key_env or key_file, not both")
         self.tables[table.name] = table
-        lacks = {"token_ids", *table.lacks}
+        lacks = {"token_ids", "thinking", *table.lacks}
         if unknown := set(table.lacks) - set(CAPABILITIES):
             raise ConfigError(f"provider {table.name!r}: lacks: unknown capabilities {sorted(unknown)}")
         if not table.extended:
