@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 
 from galley import __version__
+from galley.audit.feedback import FeedbackStore
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
 from galley.config import Config, secret
@@ -21,6 +22,7 @@ from galley.economics.price import own_price
 from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
+from galley.endpoint.feedback import FeedbackPage
 from galley.endpoint.keys import KeyStore
 from galley.endpoint.listener import bind
 from galley.endpoint.ollama.facts import FactsBook
@@ -115,19 +117,17 @@ class Server:
             idle_s=config.server.idle_s or None,
             sizes=self._size_of,
         )
-        aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
-        self._aliases = aliases
+        self._aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
         self._own = own_price(config.ledger.local_price)
         catalog = self._read_catalog()
         kept = config.ledger
         self.ledger = Ledger.at(config.home, kept.url, strict=kept.strict) if kept.enabled else None
         self._outside: list[RemoteProvider] = []
         self.scribe = Scribe.opened(self.receipts, **msgspec.structs.asdict(config.audit))
-        whole = catalog or Catalog(aliases, own=self._own)
-        self.router = Router([], self.receipts, catalog=whole, ledger=self.ledger, auditor=self.scribe)
+        known = catalog or Catalog(self._aliases, own=self._own)
+        self.router = Router([], self.receipts, catalog=known, ledger=self.ledger, auditor=self.scribe)
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
-        key = config.server.api_key
         keeping = config.state
         self.state = State(
             config.home,
@@ -139,11 +139,13 @@ class Server:
                 concurrency=keeping.batch_lines,
             ),
         )
+        self._feedback = FeedbackPage(self.router, self.receipts, FeedbackStore(config.home / "feedback.db"))
         app = build_app(
             self.router,
             self.receipts,
+            feedback=self._feedback,
             host=config.server.host,
-            keys=[key] if key else [],
+            keys=[config.server.api_key] if config.server.api_key else [],
             allowed_hosts=config.server.allowed_hosts,
             cors_origins=config.server.cors_origins,
             max_body=config.server.max_body,
@@ -314,6 +316,7 @@ class Server:
         while True:
             await asyncio.sleep(WATCH_S)
             await self.router.probe()
+            await self._feedback.keep_up(say)
             now = stamp(path)
             if now == seen or self.router.state != "ready" or now is None:
                 continue
