@@ -125,6 +125,7 @@ def assemble(
     money: Money | None = None,
     notes: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
+    pooling: str | None = None,
     judgement: Judgement | None = None,
 ) -> Receipt:
     """Add up one request. O(choices).
@@ -143,6 +144,7 @@ def assemble(
         price_lines: what it cost, by kind. money: what the ledger made of it.
         notes: further adjustments, beside the request's own, for ``clamped``.
         warnings: what went wrong in reading the output.
+        pooling: how embeddings were pooled.
         judgement: of a cascade; what its first attempt used, when it was not the answer, is in there alone.
 
     Usage counts a prompt once however many choices share it (``n`` > 1), as OpenAI does; completion tokens
@@ -198,6 +200,7 @@ def assemble(
         attempts=list(attempts),
         version=__version__,
         warnings=list(warnings),
+        pooling=pooling,
         judgement=judgement,
     )
 

@@ -13,6 +13,7 @@ from galley.errors import GalleyError
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("galley.cli.run:run", "Answer one prompt on this machine; no server needed."),
     "chat": ("galley.cli.chat:chat", "Talk to a model, turn by turn."),
+    "embed": ("galley.cli.embed:embed", "Turn texts into vectors."),
     "serve": ("galley.cli.serve:serve", "Serve a model through an OpenAI-compatible endpoint."),
     "pull": ("galley.cli.models:pull", "Bring a model to this machine, verified."),
     "list": ("galley.cli.models:list_models", "List the models on this machine (also: ls)."),

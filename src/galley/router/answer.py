@@ -192,6 +192,7 @@ class Answer:
                 else None,
                 warnings=self._meter.warnings,
                 judgement=self.judgement,
+                pooling=(prepared.pooling_note or None) if prepared else None,
             )
             self._accounted = self._router.record(self.receipt, self.request, self._meter.pieces)
             if status == "ok":
