@@ -177,7 +177,7 @@ def test_imports_only_what_is_declared(name: str) -> None:
     }
     allowed = {"galley", *DEPENDENCIES, *OPTIONAL, *sys.stdlib_module_names}
     allowed |= {"sklearn", "scipy"} if name.startswith("galley.evals") else set()
-    allowed |= {"genai_prices"} if name == "galley.economics.price" else set()
+    allowed |= {"genai_prices"} if name == "galley.economics.packaged" else set()
     assert not roots - allowed and not roots & NOWHERE, f"{name}: {sorted(roots - allowed)}"
 
 
