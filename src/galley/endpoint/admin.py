@@ -10,10 +10,12 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from galley.endpoint.adapters import AdapterPages
 from galley.endpoint.wire import Fields, parse_object
 from galley.errors import AuthenticationError, InvalidRequest, Overloaded, PayloadTooLarge
 from galley.providers.fleet import Fleet
 from galley.providers.resident import Resident
+from galley.router.router import Router
 
 __all__ = ["Admin"]
 
@@ -26,6 +28,7 @@ class Admin:
 
     Args:
         load, unload: add a model of the store to the fleet, and take one away.
+        router: whose catalog adapters are entered in.
     """
 
     def __init__(
@@ -35,12 +38,14 @@ class Admin:
         key: str | None,
         load: Callable[[str], Resident],
         unload: Callable[[str], Awaitable[None]],
+        router: Router,
         max_body: int = 1 << 16,
     ) -> None:
         self._fleet = fleet
         self._key = None if key is None else hashlib.sha256(key.encode()).digest()
         self._load = load
         self._unload = unload
+        self._adapters = AdapterPages(fleet, router, fields=self._fields, check=self._check)
         self._max_body = max_body
 
     def routes(self) -> list[Route]:
@@ -56,6 +61,7 @@ class Admin:
             Route("/v1/admin/models/sleep", self.sleep, methods=["POST"]),
             Route("/v1/admin/models/wake", self.wake, methods=["POST"]),
             Route("/v1/admin/models/pin", self.pin, methods=["POST"]),
+            *self._adapters.routes(),
         ]
 
     async def status(self, request: HTTPRequest) -> Response:
