@@ -14,7 +14,7 @@ PURE := $(filter 1 true TRUE yes on,$(GALLEY_PURE))
 SOAK ?= 50
 FUZZ_SECONDS ?= 1800
 
-.PHONY: help demo test lint bench conformance comply soak fuzz mutants isa arm64 install model clean
+.PHONY: help demo test lint bench conformance comply schema-suite soak fuzz mutants isa arm64 install model clean
 help:
 	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
 	@echo "make test   install, pull $(MODEL), run all tests"
@@ -25,6 +25,7 @@ help:
 	@echo "make arm64  of these, arm64 alone (needs aarch64-linux-gnu-g++ and qemu-aarch64-static)"
 	@echo "make conformance  unmodified clients against the endpoint, each in an environment of its own"
 	@echo "make comply  the suites of llm-comply against a served $(MODEL)"
+	@echo "make schema-suite SUITE=FILE  every schema of the official tests that is accepted yields valid instances only"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks against their peers (slow; measures, so leave the machine alone)"
 	@echo "make clean  remove the environment and build results (models stay)"
@@ -54,6 +55,11 @@ conformance: install
 	.venv-litellm/bin/python -m pip install --quiet --group litellm
 	cd tests/conformance/node && npm ci --ignore-scripts --no-audit --no-fund
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
+
+# The official tests of JSON Schema, as JSON lines (plain or gzipped) in SUITE, and what they refer to in REMOTES.
+schema-suite: $(VENV)/.installed
+	@test -n "$(SUITE)" || { echo "make schema-suite SUITE=FILE [REMOTES=FILE]"; exit 1; }
+	JSON_SCHEMA_SUITE=$(SUITE) JSON_SCHEMA_REMOTES=$(REMOTES) $(BIN)/python -m pytest tests/conformance/test_schema_suite.py $(PYTEST_ARGS)
 
 # The suites of llm-comply against a served model; minutes.
 comply: model
