@@ -1,14 +1,16 @@
 """The Provider seam: where a request can run, and what it must leave behind for the receipt."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from galley.audit.assemble import Metered
-from galley.model.adapter import Adapter
 from galley.runtime.guide import Grammar
 from galley.types import CacheHint, Choice, Delta, Digests, FinishReason, Pooling, Request, SamplingParams
+
+if TYPE_CHECKING:
+    from galley.model.adapter import Adapter
 
 __all__ = ["Load", "Meter", "ModelCard", "Prepared", "Provider", "Run"]
 
@@ -160,7 +162,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """The grammar that every choice is kept to."""
     banned: tuple[int, ...] = ()
     """Ids never drawn."""
-    adapter: Adapter | None = None
+    adapter: "Adapter | None" = None
     """What is added to the model's weights."""
     pooling: Pooling | None = None
     """How an embedding is pooled."""
