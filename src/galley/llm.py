@@ -12,6 +12,7 @@ from typing import Any, Self
 import msgspec
 
 from galley.audit.assemble import assemble
+from galley.audit.pii import Redactor
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
 from galley.config import load
@@ -102,7 +103,8 @@ class LLM:
             self.model, self.memory = running.model, running.memory
             self.engine, self._provider = running.engine, running.provider
             self._compiler = running.provider.toolbox.compiler
-            own = contextlib.closing(ReceiptStore(config.receipts.path))
+            clean = Redactor.of(config.redact.stores, config.redact.kinds)
+            own = contextlib.closing(ReceiptStore(config.receipts.path, clean=clean["receipts"].receipt))
             self._receipts = receipts or opened.enter_context(own)
             self._scribe = Scribe.opened(self._receipts, **msgspec.structs.asdict(config.audit))
             if self._scribe is not None:

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 
 import msgspec
 import uvicorn
@@ -14,8 +13,10 @@ import uvloop
 
 from galley import __version__
 from galley.audit.feedback import FeedbackStore
+from galley.audit.pii import Redactor
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
+from galley.audit.warden import Warden
 from galley.config import Config, secret
 from galley.economics.ledger import Ledger
 from galley.economics.price import own_price
@@ -34,14 +35,15 @@ from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
 from galley.model.model import Model
 from galley.model.store import Entry, Store
+from galley.providers.adapters import Adapters
 from galley.providers.base import ModelCard
 from galley.providers.fit import plan_fit
 from galley.providers.fleet import Fleet
-from galley.providers.opened import EngineOptions, Opened, disk_options
+from galley.providers.opened import Opened, disk_options, options_of
 from galley.providers.remote import RemoteProvider
 from galley.providers.resident import Resident
 from galley.router.catalog import Catalog
-from galley.router.outside import open_providers
+from galley.router.outside import open_providers, stamp
 from galley.router.router import Router
 
 __all__ = ["Server", "serve"]
@@ -76,8 +78,8 @@ def serve(config: Config) -> None:
         runner.run(server.run())
 
 
-def open_entry(config: Config, entry: Entry, kept: Model | None) -> Opened:
-    """A model of the store, running as the settings say; ``kept`` is its file, when that is open already."""
+def open_entry(config: Config, entry: Entry, kept: Model | None, had: Adapters | None = None) -> Opened:
+    """A model of the store, run by the settings, with the file and the adapters that it had open before."""
     return Opened(
         entry.path,
         entry.name,
@@ -86,12 +88,9 @@ def open_entry(config: Config, entry: Entry, kept: Model | None) -> Opened:
         disk=disk_options(config),
         costs=config.home / "cost",
         measure=True,
+        lora=config.engine.lora if Store(config.home).resolve(config.model) == entry else (),
+        adapters=had,
     )
-
-
-def options_of(config: Config) -> EngineOptions:
-    """The engine's part of the settings."""
-    return EngineOptions(**{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__})
 
 
 class Server:
@@ -109,7 +108,8 @@ class Server:
         self._open_model = open_model
         self._drain_s = drain_s
         self._began = time.monotonic()
-        self.receipts = ReceiptStore(config.receipts.path)
+        clean = Redactor.of(config.redact.stores, config.redact.kinds)
+        self.receipts = ReceiptStore(config.receipts.path, clean=clean["receipts"].receipt)
         self._entry = entry
         self._store = Store(config.home)
         self.fleet = Fleet(
@@ -125,7 +125,10 @@ class Server:
         self._outside: list[RemoteProvider] = []
         self.scribe = Scribe.opened(self.receipts, **msgspec.structs.asdict(config.audit))
         known = catalog or Catalog(self._aliases, own=self._own)
-        self.router = Router([], self.receipts, catalog=known, ledger=self.ledger, auditor=self.scribe)
+        self.warden = Warden.opened(config.home / "approvals.db", **msgspec.structs.asdict(config.approvals))
+        self.router = Router(
+            [], self.receipts, catalog=known, ledger=self.ledger, auditor=self.scribe, warden=self.warden
+        )
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         keeping = config.state
@@ -138,6 +141,7 @@ class Server:
                 max_file=keeping.max_file,
                 concurrency=keeping.batch_lines,
             ),
+            clean=clean["responses"].value,
         )
         self._feedback = FeedbackPage(self.router, self.receipts, FeedbackStore(config.home / "feedback.db"))
         app = build_app(
@@ -158,6 +162,8 @@ class Server:
                 key=config.server.admin_key,
                 load=self._add,
                 unload=self._remove,
+                router=self.router,
+                approvals=self.warden.queue,
                 max_body=config.server.max_body,
             ),
             ollama=ollama_routes(FactsBook(self._store), self.fleet)
@@ -220,6 +226,7 @@ class Server:
             for provider in self._outside:
                 provider.close()
             await self.fleet.close()
+            self.warden.queue.close()
             if self.scribe is not None:
                 await asyncio.to_thread(self.scribe.close)
             self.receipts.close()
@@ -227,9 +234,8 @@ class Server:
                 await asyncio.to_thread(self.ledger.close)
         if self._failure is not None:
             raise self._failure
-        whole = self.receipts.fault is None and not self.router.active
-        whole = whole and (self.scribe is None or self.scribe.fault is None)
-        say("stopped; every receipt is written" if whole else "stopped, with faults")
+        faults = [self.receipts.fault, self.scribe.fault if self.scribe else None, self.router.active]
+        say("stopped, with faults" if any(faults) else "stopped; every receipt is written")
 
     async def _load(self) -> None:
         try:
@@ -260,12 +266,11 @@ class Server:
         spent = time.monotonic() - self._began
         say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
         if self.scribe is not None:
-            audit = self.config.audit
-            say(f"audit log {audit.mode}: {self.scribe.log.size} entries in {audit.folder}")
+            say(f"audit log: {self.scribe.log.size} entries in {self.scribe.log.folder}")
 
-    def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
-        def opener(kept: Model | None) -> Opened:
-            opened = open_entry(self.config, entry, kept)
+    def _opener(self, entry: Entry) -> Callable[[Model | None, Adapters | None], Opened]:
+        def opener(kept: Model | None, had: Adapters | None) -> Opened:
+            opened = open_entry(self.config, entry, kept, had)
             try:
                 self.router.catalog.check_weights(entry.name, opened.provider.digests.weights)
             except ConfigError:
@@ -385,12 +390,3 @@ class Server:
             if connection.transport is not None:
                 connection.transport.abort()
         await asyncio.wait(state.tasks, timeout=LINGER_S)
-
-
-def stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when a file does; None while it is not there."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_size
