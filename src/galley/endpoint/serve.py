@@ -35,10 +35,11 @@ from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
 from galley.model.model import Model
 from galley.model.store import Entry, Store
+from galley.providers.adapters import Adapters
 from galley.providers.base import ModelCard
 from galley.providers.fit import plan_fit
 from galley.providers.fleet import Fleet
-from galley.providers.opened import EngineOptions, Opened, disk_options
+from galley.providers.opened import Opened, disk_options, options_of
 from galley.providers.remote import RemoteProvider
 from galley.providers.resident import Resident
 from galley.router.catalog import Catalog
@@ -77,8 +78,8 @@ def serve(config: Config) -> None:
         runner.run(server.run())
 
 
-def open_entry(config: Config, entry: Entry, kept: Model | None) -> Opened:
-    """A model of the store, running as the settings say; ``kept`` is its file, when that is open already."""
+def open_entry(config: Config, entry: Entry, kept: Model | None, had: Adapters | None = None) -> Opened:
+    """A model of the store, run by the settings, with the file and the adapters that it had open before."""
     return Opened(
         entry.path,
         entry.name,
@@ -87,12 +88,9 @@ def open_entry(config: Config, entry: Entry, kept: Model | None) -> Opened:
         disk=disk_options(config),
         costs=config.home / "cost",
         measure=True,
+        lora=config.engine.lora if Store(config.home).resolve(config.model) == entry else (),
+        adapters=had,
     )
-
-
-def options_of(config: Config) -> EngineOptions:
-    """The engine's part of the settings."""
-    return EngineOptions(**{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__})
 
 
 class Server:
@@ -164,6 +162,7 @@ class Server:
                 key=config.server.admin_key,
                 load=self._add,
                 unload=self._remove,
+                router=self.router,
                 approvals=self.warden.queue,
                 max_body=config.server.max_body,
             ),
@@ -269,9 +268,9 @@ class Server:
         if self.scribe is not None:
             say(f"audit log: {self.scribe.log.size} entries in {self.scribe.log.folder}")
 
-    def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
-        def opener(kept: Model | None) -> Opened:
-            opened = open_entry(self.config, entry, kept)
+    def _opener(self, entry: Entry) -> Callable[[Model | None, Adapters | None], Opened]:
+        def opener(kept: Model | None, had: Adapters | None) -> Opened:
+            opened = open_entry(self.config, entry, kept, had)
             try:
                 self.router.catalog.check_weights(entry.name, opened.provider.digests.weights)
             except ConfigError:
