@@ -43,6 +43,8 @@ DRAIN_S = 30.0
 """How long running answers may go on after SIGTERM."""
 LINGER_S = 5.0
 """How long the last bytes may take to reach a client after that; then its connection is cut."""
+NO_MODEL = "none"
+"""The model that stands for no engine here, only other servers."""
 WATCH_S = 1.0
 """How often the catalog's file and the failed upstreams are looked at."""
 
@@ -54,7 +56,8 @@ def say(line: str) -> None:
 
 
 def serve(config: Config) -> None:
-    """Serve ``config.model`` until SIGTERM or Ctrl-C, then finish what runs and return (exit code 0).
+    """Serve ``config.model`` until SIGTERM or Ctrl-C, then finish what runs and return (exit code 0). The
+    model ``none`` is no engine: only the catalog's providers are served.
 
     The socket answers at once (``/health`` 200, ``/ready`` 503) while the model loads in a thread.
 
@@ -63,8 +66,11 @@ def serve(config: Config) -> None:
     keys = KeyStore(config.home / "keys.db")
     check_bind(config.server.host, config.server.api_key, keys)
     keys.close()
-    entry = Store(config.home).resolve(config.model)
-    server = Server(config, entry, lambda: open_entry(config, entry, None))
+    if config.model == NO_MODEL:
+        server = Server(config, None, None)
+    else:
+        entry = Store(config.home).resolve(config.model)
+        server = Server(config, entry, lambda: open_entry(config, entry, None))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
 
@@ -99,12 +105,18 @@ class Server:
     """One serving process.
 
     Args:
-        open_model: makes the running model; called in a thread.
+        entry, open_model: the model served from the start, and what makes it run, called in a thread; None
+            for both serves the catalog's providers alone.
         drain_s: how long running answers may go on after the signal.
     """
 
     def __init__(
-        self, config: Config, entry: Entry, open_model: Callable[[], Opened], *, drain_s: float = DRAIN_S
+        self,
+        config: Config,
+        entry: Entry | None,
+        open_model: Callable[[], Opened] | None,
+        *,
+        drain_s: float = DRAIN_S,
     ) -> None:
         self.config = config
         self._open_model = open_model
@@ -118,13 +130,21 @@ class Server:
             idle_s=config.server.idle_s or None,
             sizes=self._size_of,
         )
-        aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
+        aliases: dict[str, str] = {}
+        if entry is not None:
+            aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
         self._aliases = aliases
         catalog = self._read_catalog()
         self._outside: list[RemoteProvider] = []
         self.router = Router([], self.receipts, aliases=aliases, catalog=catalog)
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
+        if entry is None and not self._outside:
+            raise ConfigError(
+                "Without a model of its own this server needs providers, and no catalog names any.",
+                param="router.catalog",
+                hint="docs/ROUTING.md, The catalog",
+            )
         key = config.server.api_key
         kept = config.state
         self.state = State(
@@ -219,6 +239,9 @@ class Server:
 
     async def _load(self) -> None:
         try:
+            if self._open_model is None or self._entry is None:
+                self._open_doors(None)
+                return
             opened = await asyncio.to_thread(self._open_model)
             for note in opened.notes:
                 say(note)
@@ -230,17 +253,19 @@ class Server:
             self.router.fail(str(error))
             self._leave(self._close())
 
-    def _open_doors(self, first: Resident) -> None:
+    def _open_doors(self, first: Resident | None) -> None:
         """Take requests, unless a signal came first. Raises what a wrong catalog or model name raises."""
-        self.fleet.add(first)
+        if first is not None:
+            self.fleet.add(first)
         if self.router.state != "loading":
             return
         for provider in self._outside:
             self.router.catalog.add(provider)
-        self.router.catalog.add(first)
+        if first is not None:
+            self.router.catalog.add(first)
         for name in self.config.server.models:
             self._add(name)
-        self.router.add(first)
+        self.router.add(self._outside[0] if first is None else first)
         if self.state.runner is not None:
             self.state.runner.wake()
         spent = time.monotonic() - self._began
