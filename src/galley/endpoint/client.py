@@ -140,27 +140,28 @@ class Client:
 
         Streaming or not makes no difference. Returns normally when the client has gone.
         """
-        task = asyncio.ensure_future(work)
+        mine = asyncio.current_task()
+        assert mine is not None
         watch = asyncio.ensure_future(self._watch())
-        try:
-            await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+
+        def left(_: object) -> None:
             # Servers also report a disconnect once the response is complete: that is nobody leaving.
-            if not task.done() and not self.finished:
+            if not self.finished:
                 self.gone = True
-                task.cancel()
-            try:
-                await task
-            except asyncio.CancelledError:
-                if not self.gone:
-                    raise
-            except (DisconnectError, OSError):
-                # A failed write is how a server tells of a client that left between two looks.
-                self.gone = True
+                mine.cancel()
+
+        watch.add_done_callback(left)
+        try:
+            await work
         except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait((task,))
-            raise
+            # Ours alone, or somebody's from outside as well?
+            if not self.gone or mine.uncancel():
+                raise
+        except (DisconnectError, OSError):
+            # A failed write is how a server tells of a client that left between two looks.
+            self.gone = True
         finally:
+            watch.remove_done_callback(left)
             watch.cancel()
 
     async def _watch(self) -> None:

@@ -180,8 +180,11 @@ class Fields:
     def refuse(self, names: tuple[str, ...], why: str = "is not supported here") -> None:
         """Fields that would change the answer and are not implemented are a 400, unless they say what happens
         anyway (``NEUTRAL``)."""
+        self._read.update(names)
+        if self.body.keys().isdisjoint(names):
+            return
         for name in names:
-            value = self.raw(name)
+            value = self.body.get(name)
             if value is not None and not any(
                 type(value) is type(same) and value == same for same in NEUTRAL.get(name, ())
             ):

@@ -21,7 +21,7 @@ from galley.providers.sse import Events
 from galley.runtime.meter import JobMeter
 from galley.types import Delta, Digests, Request, Usage
 
-__all__ = ["RemoteProvider"]
+__all__ = ["RemoteProvider", "RemoteRun"]
 
 MAX_REPLY = 32 << 20
 BUFFERED = 64
@@ -233,6 +233,11 @@ class RemoteRun:
                     raise self._fault("cut", error.message) from error
         finally:
             self._settle()
+
+    @property
+    def over(self) -> bool:
+        """Whether the reply was read to its end, so that ``stop`` has nothing to wait for."""
+        return self._done
 
     async def stop(self) -> None:
         """See ``Run.stop``: cuts the connection unless the reply was read to its end."""

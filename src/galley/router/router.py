@@ -16,7 +16,7 @@ from galley.audit.assemble import receipt_id as new_receipt_id
 from galley.economics.price import PriceVersion
 from galley.errors import GalleyError, Overloaded, Upstream
 from galley.providers.base import Meter, ModelCard, Prepared, Provider, Run
-from galley.providers.remote import RemoteProvider
+from galley.providers.remote import RemoteProvider, RemoteRun
 from galley.router.attempts import Pursuit, Won
 from galley.router.catalog import Catalog
 from galley.router.decision import Chooser, Decision
@@ -306,7 +306,9 @@ class Answer:
 
     async def _settle(self, error: BaseException | None) -> None:
         try:
-            if self._run is not None:
+            if isinstance(self._run, RemoteRun) and self._run.over:
+                await self._run.stop()  # which waits for nobody
+            elif self._run is not None:
                 # Shielded: a second cancellation must not keep the meters from arriving.
                 await asyncio.shield(asyncio.ensure_future(self._run.stop()))
         finally:
