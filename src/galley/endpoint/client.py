@@ -15,6 +15,8 @@ from galley.errors import GalleyError, InvalidRequest, PayloadTooLarge, RequestT
 __all__ = ["Client", "DisconnectError", "error_headers", "wire_error"]
 
 Headers = list[tuple[bytes, bytes]]
+TELLS, LEFT = "galley.tells", "galley.left"
+"""Keys of a scope: the server calls ``scope[LEFT]()`` when the client leaves, if it set ``scope[TELLS]``."""
 
 DISCARD_LIMIT = 64 << 20
 """How much of an over-size body is read and thrown away so that the client gets to see the error."""
@@ -142,15 +144,20 @@ class Client:
         """
         mine = asyncio.current_task()
         assert mine is not None
-        watch = asyncio.ensure_future(self._watch())
+        over = False
 
-        def left(_: object) -> None:
+        def left(_: object = None) -> None:
             # Servers also report a disconnect once the response is complete: that is nobody leaving.
-            if not self.finished:
+            if not self.finished and not over:
                 self.gone = True
                 mine.cancel()
 
-        watch.add_done_callback(left)
+        watch: asyncio.Future[None] | None = None
+        if TELLS in self.scope:
+            self.scope[LEFT] = left
+        else:
+            watch = asyncio.ensure_future(self._watch())
+            watch.add_done_callback(left)
         try:
             await work
         except asyncio.CancelledError:
@@ -161,8 +168,9 @@ class Client:
             # A failed write is how a server tells of a client that left between two looks.
             self.gone = True
         finally:
-            watch.remove_done_callback(left)
-            watch.cancel()
+            over = True
+            if watch is not None:
+                watch.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -244,11 +244,20 @@ class Pool:
         A kept-alive connection that the other side closed before it said anything is replaced by a new one,
         once: it was closed for idleness, and the request carries an Idempotency-Key if it is a POST.
         """
-        head = [f"{method} {self.base}{path} HTTP/1.1", f"host: {self._authority}"]
-        head += [f"{name}: {value}" for name, value in headers.items()]
+        lines = [f"{method} {self.base}{path} HTTP/1.1\r\nhost: {self._authority}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         if body or method == "POST":
-            head.append(f"content-length: {len(body)}")
-        data = "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body
+            lines.append(f"content-length: {len(body)}")
+        return await self._send("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
+
+    async def post(self, path: str, fixed: bytes, idempotency: str, body: bytes) -> Reply:
+        """``request`` of a POST whose headers but two are always the same: ``fixed``, as lines each with its
+        end. Raises Upstream."""
+        first = f"POST {self.base}{path} HTTP/1.1\r\nhost: {self._authority}\r\n"
+        last = f"idempotency-key: {idempotency}\r\ncontent-length: {len(body)}\r\n\r\n"
+        return await self._send(first.encode("latin-1") + fixed + last.encode("latin-1") + body)
+
+    async def _send(self, data: bytes) -> Reply:
         while True:
             connection = self._take()
             reused = connection is not None

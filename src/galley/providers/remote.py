@@ -74,6 +74,8 @@ class RemoteProvider:
             **dialect.headers(key),
             **(headers or {}),
         }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in self._headers.items())
+        self._fixed = lines.encode("latin-1")
         self._health_path = health_path
         self._running = 0
 
@@ -110,7 +112,7 @@ class RemoteProvider:
     async def send(self, request: Request, idempotency: str) -> Reply:
         """One POST. Raises Upstream."""
         path, body = self.dialect.encode(request, self._models[request.model][0])
-        return await self.pool.request("POST", path, {**self._headers, "idempotency-key": idempotency}, body)
+        return await self.pool.post(path, self._fixed, idempotency, body)
 
     async def healthy(self, timeout_s: float) -> bool:
         """Whether the server answers its models page with anything below 500 within ``timeout_s``."""

@@ -302,6 +302,8 @@ class Answer:
 
     def usage(self) -> Usage:
         """Tokens so far; final once ``deltas`` has ended."""
+        if self.receipt is not None:
+            return self.receipt.usage
         return add_usage(self._meter.jobs, self._meter.choices(), max(1, self.request.params.n))
 
     async def _settle(self, error: BaseException | None) -> None:
@@ -328,9 +330,11 @@ class Answer:
             health.failures += 1
             health.breaker.cut()
         elif error is None and self._decision is not None:
-            usage = self.usage()
-            tokens = usage.prompt_tokens + usage.completion_tokens
-            self._router.chooser.remember(self._decision.facts.session, won.candidate, tokens)
+            session = self._decision.facts.session
+            if session is not None:
+                usage = self.usage()
+                tokens = usage.prompt_tokens + usage.completion_tokens
+                self._router.chooser.remember(session, won.candidate, tokens)
         self._price = won.candidate.price
 
     def _finish(self, error: BaseException | None) -> None:
