@@ -14,14 +14,15 @@ PURE := $(filter 1 true TRUE yes on,$(GALLEY_PURE))
 SOAK ?= 50
 FUZZ_SECONDS ?= 1800
 
-.PHONY: help demo test lint bench conformance soak fuzz mutants install model clean
+.PHONY: help demo test lint bench conformance comply soak fuzz mutants install model clean
 help:
 	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
 	@echo "make test   install, pull $(MODEL), run all tests"
-	@echo "make soak   1,000 kill -9 and restart cycles, and the state machines, SOAK=$(SOAK) times as long"
-	@echo "make fuzz   damaged bodies and model files, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
+	@echo "make soak   1,500 kill -9 and restart cycles, the state machines, SOAK=$(SOAK) times as long, 100,000 decisions"
+	@echo "make fuzz   damaged bodies, model files and cache folders, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make mutants  break each rule in a copy: the test that names it must fail"
 	@echo "make conformance  unmodified clients against the endpoint, each in an environment of its own"
+	@echo "make comply  the suites of llm-comply against a served $(MODEL)"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks against their peers (slow; measures, so leave the machine alone)"
 	@echo "make clean  remove the environment and build results (models stay)"
@@ -34,7 +35,8 @@ test: model
 
 soak: model
 	$(BIN)/python -m tests.faults.kill_cycles --cycles 1000
-	GALLEY_SOAK=40 SOAK=$(SOAK) $(BIN)/python -m pytest tests/property -k Machine $(PYTEST_ARGS)
+	$(BIN)/python -m tests.faults.ledger_kills --cycles 500
+	GALLEY_SOAK=40 SOAK=$(SOAK) $(BIN)/python -m pytest tests/property -k "Machine or 100k" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -51,12 +53,20 @@ conformance: install
 	cd tests/conformance/node && npm ci --ignore-scripts --no-audit --no-fund
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
 
+# The suites of llm-comply against a served model; minutes.
+comply: model
+	test -d .venv-comply || $(PYTHON) -m venv .venv-comply
+	.venv-comply/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-comply/bin/python -m pip install --quiet --group comply
+	$(BIN)/python -m tests.conformance.compliance .venv-comply/bin/llm-comply $(MODEL)
+
 bench: model
 	$(BIN)/python -m benchmarks.speed
 
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz http --seconds $(FUZZ_SECONDS)
 	$(BIN)/python -m tests.fuzz gguf --seconds $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.fuzz disk --seconds $(FUZZ_SECONDS)
 
 mutants: $(VENV)/.installed
 	$(BIN)/python -m tests.mutants

@@ -5,58 +5,31 @@
 
 namespace GALLEY_NS {
 
-template <Kv T>
-struct Page {  // where things lie in a page
+// Where things lie in a page of f16: K [head_dim][16], V [16][head_dim].
+struct Page16 {
     const uint8_t* at;
     int head_dim;
-    vf keys(int d) const {
-        if constexpr (T == Kv::f16) return load_f16((const uint16_t*)at + d * kPage);
-        else return load_i8((const int8_t*)at + d * kPage);
-    }
-    vf values(int slot, int d) const {
-        if constexpr (T == Kv::f16) return load_f16((const uint16_t*)at + (size_t)(kPage + slot) * head_dim + d);
-        else return load_i8((const int8_t*)at + (size_t)kPage * head_dim + (size_t)slot * head_dim + d);
-    }
-    static size_t value_row(int d) { return (size_t)d * (T == Kv::f16 ? 2 : 1); }  // bytes of d values
-    size_t value_offset(int d) const { return value_row(kPage * head_dim + d); }
-    const float* key_scales() const { return (const float*)(at + (size_t)2 * kPage * head_dim); }
-    const float* value_scales() const { return key_scales() + kPage; }
+    vf keys(int d) const { return load_f16((const uint16_t*)at + d * kPage); }
+    vf values(int slot, int d) const { return load_f16((const uint16_t*)at + (size_t)(kPage + slot) * head_dim + d); }
+    size_t value_offset(int d) const { return (size_t)2 * (kPage * head_dim + d); }
 };
 
-static void write_kv(Kv type, uint8_t* page, int slot, const float* k, const float* v, int head_dim) {
-    if (type == Kv::f16) {
-        uint16_t* kp = (uint16_t*)page + slot;
-        uint16_t* vp = (uint16_t*)page + (size_t)head_dim * kPage + (size_t)slot * head_dim;
-        for (int i = 0; i < head_dim; i += 16) {
-            uint16_t h[16];
-            store_f16(h, load(k + i));
-            for (int j = 0; j < 16; j++) kp[(size_t)(i + j) * kPage] = h[j];
-            store_f16(vp + i, load(v + i));
-        }
-        return;
-    }
-    float* scales = (float*)(page + (size_t)2 * kPage * head_dim);
-    for (int part = 0; part < 2; part++) {
-        const float* x = part ? v : k;
-        vf m = zero();
-        for (int i = 0; i < head_dim; i += 16) m = vmax(m, vabs(load(x + i)));
-        const float top = hmax(m), inv = top > 1e-30f ? 127.0f / top : 0.0f;
-        scales[part * kPage + slot] = top > 1e-30f ? top / 127.0f : 0.0f;
-        int8_t* out = (int8_t*)page + (part ? (size_t)(kPage + slot) * head_dim : (size_t)slot);
-        for (int i = 0; i < head_dim; i += 16) {
-            alignas(16) int8_t q[16];
-            store_i8(q, mul(load(x + i), set1(inv)));
-            if (part) std::memcpy(out + i, q, 16);
-            else for (int j = 0; j < 16; j++) out[(size_t)(i + j) * kPage] = q[j];
-        }
+static void write_f16(uint8_t* page, int slot, const float* k, const float* v, int head_dim) {
+    uint16_t* kp = (uint16_t*)page + slot;
+    uint16_t* vp = (uint16_t*)page + (size_t)head_dim * kPage + (size_t)slot * head_dim;
+    for (int i = 0; i < head_dim; i += 16) {
+        uint16_t h[16];
+        store_f16(h, load(k + i));
+        for (int j = 0; j < 16; j++) kp[(size_t)(i + j) * kPage] = h[j];
+        store_f16(vp + i, load(v + i));
     }
 }
 
 // scores[r][0 .. 16 P - 1] = q_r . K of P pages. Pages of a head lie far apart in the arena, where no hardware prefetcher
 // finds the next: with AHEAD those of the next call are asked for meanwhile.
-template <int R, int P, Kv T, bool AHEAD>
-static void score_pages(const float* q, const Page<T> pages[P], const Page<T> ahead[P], float* scores) {
-    constexpr int line = T == Kv::f16 ? 2 : 4;  // dimensions in a cache line
+template <int R, int P, bool AHEAD>
+static void score_pages(const float* q, const Page16 pages[P], const Page16 ahead[P], float* scores) {
+    constexpr int line = 2;  // dimensions in a cache line
     const int head_dim = pages[0].head_dim;
     vf a[R][P];
     for (int r = 0; r < R; r++)
@@ -74,26 +47,24 @@ static void score_pages(const float* q, const Page<T> pages[P], const Page<T> ah
             for (int p = 0; p < P; p++) a[r][p] = fma(x, w[p], a[r][p]);
         }
     }
-    for (int p = 0; p < P; p++) {
-        const vf scale = T == Kv::int8 ? load(pages[p].key_scales()) : zero();
-        for (int r = 0; r < R; r++) store(scores + r * kSpan + 16 * p, T == Kv::int8 ? mul(a[r][p], scale) : a[r][p]);
-    }
+    for (int p = 0; p < P; p++)
+        for (int r = 0; r < R; r++) store(scores + r * kSpan + 16 * p, a[r][p]);
 }
 
 // acc[r][16 W] += sum over the span's positions of p[r][j] * V[j][16 W], from column d0 on
-template <int R, int W, Kv T, bool AHEAD>
+template <int R, int W, bool AHEAD>
 static void weigh_values(const float* p, const Span& a, int d0, float* acc, int ld) {
     vf s[R][W];
     for (int r = 0; r < R; r++)
         for (int w = 0; w < W; w++) s[r][w] = zero();
     for (int j0 = 0; j0 < a.positions; j0 += kPage) {
-        const Page<T> page{a.kv + (size_t)a.blocks[j0 / kPage] * a.stride, a.head_dim};
+        const Page16 page{a.kv + (size_t)a.blocks[j0 / kPage] * a.stride, a.head_dim};
         const int n = a.positions - j0 < kPage ? a.positions - j0 : kPage;
         const int following = j0 + kPage < a.positions ? j0 / kPage + 1 : j0 / kPage;
         const uint8_t* ahead = a.kv + (size_t)a.blocks[following] * a.stride + page.value_offset(d0);
         for (int j = 0; j < n; j++) {
             if (AHEAD)
-                for (int b = 0; b < (int)page.value_row(16 * W); b += 64) __builtin_prefetch(ahead + j * page.value_row(a.head_dim) + b);
+                for (int b = 0; b < 32 * W; b += 64) __builtin_prefetch(ahead + (size_t)j * 2 * a.head_dim + b);
             vf x[W];
 #pragma GCC unroll 4
             for (int w = 0; w < W; w++) x[w] = page.values(j, d0 + 16 * w);
@@ -109,24 +80,11 @@ static void weigh_values(const float* p, const Span& a, int d0, float* acc, int 
         for (int w = 0; w < W; w++) store(acc + r * ld + d0 + 16 * w, s[r][w]);
 }
 
-template <int R, Kv T, bool AHEAD>
-static void attend_rows(const Span& a, int r0) {
-    const int hd = a.head_dim, n = a.positions, ld = part_floats(hd);
-    float* scores = a.scratch;  // [R][kSpan]
-    float* parts = a.parts + (size_t)r0 * ld;
-    constexpr int P = 4 * R <= kScores ? 4 : 2;  // pages at once: few rows leave registers for more
-    const auto page = [&](int at) -> Page<T> { return {a.kv + (size_t)a.blocks[at / kPage] * a.stride, hd}; };
-    for (int j = 0; j < n; j += P * kPage) {
-        Page<T> pages[P], ahead[P];
-        for (int p = 0; p < P; p++) {
-            // Past the last page it is read again; the copies are masked below.
-            pages[p] = page(std::min(j + p * kPage, n - 1));
-            if (AHEAD) ahead[p] = page(std::min(j + (P + p) * kPage, n - 1));
-        }
-        score_pages<R, P, T, AHEAD>(a.q + (size_t)r0 * hd, pages, ahead, scores + j);
-    }
-    const int padded = (n + kPage - 1) / kPage * kPage;
-    for (int r = 0; r < R; r++) {
+// Masks rows of scores and takes their softmax over the span, as far as one span goes: highest score and sum of
+// exponentials go to `parts`, the exponentials take the scores' place. Rows that see nothing become exact zeros.
+static void soften(const Span& a, int r0, int rows, float* scores, float* parts) {
+    const int hd = a.head_dim, n = a.positions, ld = part_floats(hd), padded = (n + kPage - 1) / kPage * kPage;
+    for (int r = 0; r < rows; r++) {
         const int seen = a.visible[r0 + r] < n ? a.visible[r0 + r] : n;
         float* row = scores + r * kSpan;
         vf m = set1(-INFINITY);
@@ -137,7 +95,7 @@ static void attend_rows(const Span& a, int r0) {
         }
         const float top = hmax(m);
         parts[r * ld + hd] = top;
-        if (!(top > -INFINITY)) {  // nothing visible here: contributes exact zeros
+        if (!(top > -INFINITY)) {
             std::memset(row, 0, sizeof(float) * padded);
             parts[r * ld + hd + 1] = 0.0f;
             continue;
@@ -147,39 +105,32 @@ static void attend_rows(const Span& a, int r0) {
         for (int j = 0; j < padded; j += 16) {
             const vf e = vexp(sub(load(row + j), base));  // exp(-inf) is 0
             sum = add(sum, e);
-            if constexpr (T == Kv::int8) {
-                const Page<T> page{a.kv + (size_t)a.blocks[j / kPage] * a.stride, hd};
-                store(row + j, mul(e, load(page.value_scales())));
-            } else {
-                store(row + j, e);
-            }
+            store(row + j, e);
         }
         parts[r * ld + hd + 1] = hsum(sum);
     }
-    int d = 0;
-    for (; d + 64 <= hd; d += 64) weigh_values<R, 4, T, AHEAD>(scores, a, d, parts, ld);
-    for (; d < hd; d += 16) weigh_values<R, 1, T, AHEAD>(scores, a, d, parts, ld);
 }
 
-template <Kv T, bool AHEAD>
-static void attend_span(const Span& a) {
-    const Tiles tiles(a.rows, kQueryRows);
-    for (int i = 0; i < tiles.count; i++) {
-        switch (tiles.size(i)) {
-            case 1: attend_rows<1, T, AHEAD>(a, tiles.start(i)); break;
-            case 2: attend_rows<2, T, AHEAD>(a, tiles.start(i)); break;
-#define GALLEY_TILE(R) \
-    case R: if constexpr (kQueryRows >= R) attend_rows<R, T, AHEAD>(a, tiles.start(i)); break;
-            GALLEY_TILE(3) GALLEY_TILE(4) GALLEY_TILE(5) GALLEY_TILE(6)
-#undef GALLEY_TILE
+template <int R, bool AHEAD>
+static void attend_f16(const Span& a, int r0) {
+    const int hd = a.head_dim, n = a.positions, ld = part_floats(hd);
+    float* scores = a.scratch;  // [R][kSpan]
+    float* parts = a.parts + (size_t)r0 * ld;
+    constexpr int P = 4 * R <= kScores ? 4 : 2;  // pages at once: few rows leave registers for more
+    const auto page = [&](int at) -> Page16 { return {a.kv + (size_t)a.blocks[at / kPage] * a.stride, hd}; };
+    for (int j = 0; j < n; j += P * kPage) {
+        Page16 pages[P], ahead[P];
+        for (int p = 0; p < P; p++) {
+            // Past the last page it is read again; the copies are masked below.
+            pages[p] = page(std::min(j + p * kPage, n - 1));
+            if (AHEAD) ahead[p] = page(std::min(j + (P + p) * kPage, n - 1));
         }
+        score_pages<R, P, AHEAD>(a.q + (size_t)r0 * hd, pages, ahead, scores + j);
     }
-}
-
-static void attend(const Span& a) {
-    const bool once = a.rows <= kQueryRows;  // several tiles find the pages in the cache after the first
-    if (a.type == Kv::f16) once ? attend_span<Kv::f16, true>(a) : attend_span<Kv::f16, false>(a);
-    else once ? attend_span<Kv::int8, true>(a) : attend_span<Kv::int8, false>(a);
+    soften(a, r0, R, scores, parts);
+    int d = 0;
+    for (; d + 64 <= hd; d += 64) weigh_values<R, 4, AHEAD>(scores, a, d, parts, ld);
+    for (; d < hd; d += 16) weigh_values<R, 1, AHEAD>(scores, a, d, parts, ld);
 }
 
 // The usual joining of two softmaxes (Milakov and Gimelshein, 2018).

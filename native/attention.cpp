@@ -93,7 +93,7 @@ void Model::plan_attention(const Step& s) {
     for (int u = 0; u < count; u++)
         for (int h = 0; h < m.kv_heads; h++) left_[(size_t)u * m.kv_heads + h].store(units_[u].spans, std::memory_order_relaxed);
     const int rows = std::max(kUnitTokens * group, std::max(1, kTaskRows / group) * group);
-    for (auto& scratch : attn_scratch_) grow(scratch, span_scratch() + (size_t)rows * (m.head_dim + 2 * part_floats(m.head_dim)));
+    for (auto& scratch : attn_scratch_) grow(scratch, span_scratch(m.head_dim) + (size_t)rows * (m.head_dim + 2 * part_floats(m.head_dim)));
 }
 
 // Bias, norm, rotation and scaling of the query heads that share a kv head.
@@ -132,7 +132,7 @@ void Model::attend_task(const Step& s, const Task& task, int layer, int head, in
     const int group = m.heads / m.kv_heads, hd = m.head_dim, ld = part_floats(hd);
     const int* units = members_.data() + task.first;
     float* scratch = attn_scratch_[thread].data();
-    float* q = scratch + span_scratch();
+    float* q = scratch + span_scratch(hd);
     int rows = 0, visible[std::max(kTaskRows, kMostGroup * kUnitTokens)];
     for (int i = 0; i < task.units; i++) {
         const Unit& u = units_[units[i]];

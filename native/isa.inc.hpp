@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <type_traits>
 
 #include "kernels.hpp"
 
 #include "vector.inc.hpp"
 #include "linear.inc.hpp"
 #include "attend.inc.hpp"
+#include "attend_wide.inc.hpp"
+#include "attend8.inc.hpp"
+#include "attend_span.inc.hpp"
 #include "sample.inc.hpp"
 
 namespace GALLEY_NS {

@@ -83,7 +83,7 @@ struct Span {
     int positions;           // of this span that are there, at most kSpan
     const int* visible;      // [rows] how many of them the row sees; may be <= 0 or above `positions`
     float* parts;            // [rows][part_floats]
-    float* scratch;          // span_scratch() floats
+    float* scratch;          // span_scratch(head_dim) floats
 };
 
 struct Draw {
@@ -121,7 +121,14 @@ struct Kernels {
     int (*draw)(const float* logits, int n, const Draw& d, float* scratch);
 };
 
-constexpr size_t span_scratch() { return 8 * kSpan; }  // scores of one query tile
+constexpr int kMostRows = 6;    // query rows of a tile
+constexpr int kWideBlock = 48;  // rows that pass over pages turned into floats together
+// Floats: scores of a tile and as many rows of two bytes a number; or scores of a block and four pages of keys.
+inline size_t span_scratch(int head_dim) {
+    const size_t bytes = kMostRows * (kSpan + (size_t)(head_dim > kSpan ? head_dim : kSpan) / 2);
+    const size_t wide = kWideBlock * kSpan + (size_t)4 * kPage * head_dim;
+    return bytes > wide ? bytes : wide;
+}
 
 namespace avx512vnni { extern const Kernels table; }
 namespace avx2 { extern const Kernels table; }

@@ -14,6 +14,7 @@ struct vb { __m256i a, b; };
 constexpr int kMaxTile = 2;    // two tokens x 32 rows fill sixteen registers
 constexpr int kQueryRows = 3;
 constexpr int kScores = 6;
+constexpr int kWideRows = 3, kWideScores = 6;
 constexpr int kBias8 = 0;      // maddubs(|w|, sign(x, w)) takes signed weights without a bias
 constexpr int kHigh = 1;   // high nibbles are shifted down
 

@@ -14,6 +14,7 @@ using vb = __m512i;  // 64 bytes
 constexpr int kMaxTile = 6;    // tokens a linear tile holds: 12 float + 12 int accumulators of 32 registers
 constexpr int kQueryRows = 4;  // query rows an attention tile holds: measured, half as fast again as six
 constexpr int kScores = 16;    // score vectors it holds
+constexpr int kWideRows = 6, kWideScores = 24;  // rows and score vectors of a tile where pages are floats already
 constexpr int kBias8 = 128;    // vpdpbusd wants unsigned weights: int8 weights are read XOR 0x80
 constexpr int kHigh = 16;      // high nibbles stay where they are: sixteen times their value, one shift less
 
@@ -69,7 +70,10 @@ inline quad load_quad(const int8_t* p) {
     return {_mm512_set1_epi32(x)};
 }
 inline vi dot4(vi acc, vb w, quad x) { return _mm512_dpbusd_epi32(acc, w, x.v); }  // w from low_ or high_nibbles
-inline vi dot8(vi acc, vb w, quad x) { return _mm512_dpbusd_epi32(acc, w, x.v); }  // w from prepare8
+inline vi dot8(vi acc, vb w, quad x) {  // w from prepare8
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x.v));
+    return acc;
+}
 
 // 64 values to two pieces: the four halves are reduced together, each in a 128-bit lane of its own.
 inline void quantise_super(const float* x, Piece& p0, Piece& p1) {

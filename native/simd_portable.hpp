@@ -15,6 +15,7 @@ struct vb { uint8_t v[64]; };
 constexpr int kMaxTile = 2;
 constexpr int kQueryRows = 2;
 constexpr int kScores = 4;
+constexpr int kWideRows = 2, kWideScores = 4;
 constexpr int kBias8 = 0;
 constexpr int kHigh = 1;   // high nibbles are shifted down
 

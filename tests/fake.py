@@ -113,6 +113,8 @@ class FakeBackend:
 class Bench:
     """A scheduler, a fake backend and a clock that ticks once a step; checks the invariants at every step."""
 
+    tick = 1.0
+
     def __init__(
         self, backend: FakeBackend | None = None, *, eos: frozenset[int] = frozenset(), **limits
     ) -> None:
@@ -139,7 +141,7 @@ class Bench:
         )
 
     def step(self) -> list[StepOut]:
-        self.now += 1.0
+        self.now += self.tick
         assert len(self.plans) < 20_000, "no progress"
         plan_of = self.scheduler.plan
 

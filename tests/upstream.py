@@ -4,6 +4,9 @@ Behaviours: ``ok``, ``refuse`` (500), ``overload`` (503), ``limit`` (429 with Re
 ``bad`` (400), ``stall`` (never answers), ``slow`` (late first token), ``cut`` (dies in mid-stream), ``eof``
 (a clean end without a finish reason), ``garbage`` (200 that is not JSON), ``error200`` (an error in a 200),
 ``empty`` (200 without choices), ``drop`` (closes without a word). ``kill`` closes the port.
+
+Where tools are offered it calls the first of them, unless ``tool_choice`` is none; where log-probabilities
+are asked for they come with every word, unless ``logprobs`` is None.
 """
 
 import asyncio
@@ -33,6 +36,8 @@ class MockUpstream:
         self.keep_bodies = True
         self.port = 0
         self.server = None
+        self.logprobs = -0.1
+        self.words = WORDS
 
     @property
     def url(self):
@@ -110,32 +115,47 @@ class MockUpstream:
         if behaviour == "empty":
             writer.write(plain(200, {"choices": [], "usage": None}))
             return True
-        usage = {"prompt_tokens": 11, "completion_tokens": len(WORDS), "total_tokens": 11 + len(WORDS)}
+        words = self.words
+        usage = {"prompt_tokens": 11, "completion_tokens": len(words), "total_tokens": 11 + len(words)}
         if "/messages" in self.bodies[-1][0] if self.bodies else False:
             return await self._anthropic(behaviour, asked, writer)
         key = headers.get("idempotency-key", "")
         if not asked.get("stream"):
             if behaviour == "cut":
-                whole = plain(200, chat(asked, usage))
+                whole = plain(200, self._chat(asked, usage))
                 writer.write(whole[: len(whole) - 20])
                 await writer.drain()
                 return False
-            writer.write(plain(200, chat(asked, usage)))
+            writer.write(plain(200, self._chat(asked, usage)))
             self.answers[key] += 1
             return True
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         writer.write(chunk({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
-        for number, word in enumerate(WORDS):
+        if calls(asked):
+            for piece in [
+                {
+                    "index": 0,
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": named(asked), "arguments": ""},
+                },
+                {"index": 0, "function": {"arguments": '{"a":'}},
+                {"index": 0, "function": {"arguments": " 1}"}},
+            ]:
+                writer.write(chunk({"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]}))
+            writer.write(chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}))
+            writer.write(frame(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+            return True
+        for number, word in enumerate(words):
             if behaviour in ("cut", "eof") and number == 3:
                 if behaviour == "eof":
                     writer.write(b"0\r\n\r\n")
                 await writer.drain()
                 return False
-            writer.write(
-                chunk({"model": asked["model"], "choices": [{"index": 0, "delta": {"content": word}}]})
-            )
+            said = {"index": 0, "delta": {"content": word}, **self._logprobs(asked, [word])}
+            writer.write(chunk({"model": asked["model"], "choices": [said]}))
             await writer.drain()
             if self.gap_s:
                 await asyncio.sleep(self.gap_s)
@@ -145,7 +165,75 @@ class MockUpstream:
         self.answers[key] += 1
         return True
 
+    def _anthropic_call(self, asked, writer):
+        """A thought, and two calls of the first tool, the second without arguments."""
+        usage = {"input_tokens": 7, "output_tokens": 9}
+        name = named(asked)
+        blocks = [
+            {"type": "thinking", "thinking": "hm", "signature": "s"},
+            {"type": "tool_use", "id": "toolu_1", "name": name, "input": {"a": 1}},
+            {"type": "tool_use", "id": "toolu_2", "name": name, "input": {}},
+        ]
+        if not asked.get("stream"):
+            message = {
+                "type": "message",
+                "model": asked["model"],
+                "content": blocks,
+                "stop_reason": "tool_use",
+            }
+            writer.write(plain(200, {**message, "usage": usage}))
+            return True
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        writer.write(sse({"type": "message_start", "message": {"model": asked["model"], "usage": usage}}))
+        pieces = {
+            0: [{"type": "thinking_delta", "thinking": "hm"}, {"type": "signature_delta", "signature": "s"}],
+            1: [{"type": "input_json_delta", "partial_json": p} for p in ("", '{"a":', " 1}")],
+            2: [{"type": "input_json_delta", "partial_json": ""}],
+        }
+        for number, block in enumerate(blocks):
+            begun = {**block, "input": {}} if block["type"] == "tool_use" else {**block, "thinking": ""}
+            writer.write(sse({"type": "content_block_start", "index": number, "content_block": begun}))
+            for piece in pieces[number]:
+                writer.write(sse({"type": "content_block_delta", "index": number, "delta": piece}))
+            writer.write(sse({"type": "content_block_stop", "index": number}))
+        ended = {"delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}}
+        writer.write(sse({"type": "message_delta", **ended}) + sse({"type": "message_stop"}) + b"0\r\n\r\n")
+        return True
+
+    def _logprobs(self, asked, words):
+        """The field of a choice; none where none were asked for."""
+        if not asked.get("logprobs") or self.logprobs is None:
+            return {}
+
+        def one(word, value):
+            return {"token": word, "logprob": value, "bytes": list(word.encode())}
+
+        return {
+            "logprobs": {
+                "content": [
+                    {
+                        **one(word, self.logprobs),
+                        "top_logprobs": [
+                            one(word if i == 0 else f"~{i}", self.logprobs - i)
+                            for i in range(asked.get("top_logprobs", 0))
+                        ],
+                    }
+                    for word in words
+                ]
+            }
+        }
+
+    def _chat(self, asked, usage):
+        whole = chat(asked, usage, self.words)
+        if "messages" in asked:
+            whole["choices"][0] |= self._logprobs(asked, self.words)
+        return whole
+
     async def _anthropic(self, behaviour, asked, writer):
+        if asked.get("tools") and asked.get("tool_choice", {}).get("type") != "none":
+            return self._anthropic_call(asked, writer)
         usage = {"input_tokens": 7, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 1}
         if not asked.get("stream"):
             writer.write(
@@ -180,7 +268,29 @@ class MockUpstream:
         return True
 
 
-def chat(asked, usage):
+def sse(event):
+    return frame(f"event: {event['type']}\r\ndata: {json.dumps(event)}\r\n\r\n".encode())
+
+
+def calls(asked):
+    return bool(asked.get("tools")) and asked.get("tool_choice") != "none"
+
+
+def named(asked):
+    tool = asked["tools"][0]
+    return tool.get("function", tool)["name"]
+
+
+def chat(asked, usage, words=WORDS):
+    if calls(asked):
+        call = {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": named(asked), "arguments": '{"a": 1}'},
+        }
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        return {"id": "x", "model": asked["model"], "choices": [choice], "usage": usage}
     return {
         "id": "x",
         "object": "chat.completion",
@@ -188,7 +298,7 @@ def chat(asked, usage):
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "".join(WORDS)},
+                "message": {"role": "assistant", "content": "".join(words)},
                 "finish_reason": "stop",
             }
         ],

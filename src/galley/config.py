@@ -40,6 +40,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that awake models may take together; None is no limit."""
     idle_s: float
     """Seconds without a request after which a model falls asleep; 0 never."""
+    compat: str
+    """``none``, or ``ollama``: its paths are answered too."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +103,17 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True):
     """TOML; None is the local model alone."""
 
 
+class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where money is entered, and what local models cost."""
+
+    enabled: bool
+    url: str | None
+    """None is ``ledger.db`` in the home."""
+    strict: bool
+    local_price: str | None
+    """``input=…,output=…`` in USD per million tokens; None is nothing."""
+
+
 class Pull(msgspec.Struct, frozen=True, kw_only=True):
     """How ``galley pull`` reaches a model hub. None leaves it to the hub's own client."""
 
@@ -118,6 +131,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     kv: KV
     state: StateSettings
     receipts: Receipts
+    ledger: LedgerSettings
     router: Routing
     pull: Pull
     file: Path | None
@@ -208,6 +222,7 @@ def load(
         kv=KV(**_section(resolved, "kv")),
         state=StateSettings(**_section(resolved, "state")),
         receipts=Receipts(**_section(resolved, "receipts")),
+        ledger=LedgerSettings(**_section(resolved, "ledger")),
         router=Routing(**_section(resolved, "router")),
         pull=Pull(**_section(resolved, "pull")),
         file=path,

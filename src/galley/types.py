@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from galley.usage import Resources, Times, Usage
+from galley.usage import Money, Resources, Times, Usage
 
 __all__ = [
     "MODEL_CHOOSES",
@@ -20,6 +20,7 @@ __all__ = [
     "Digests",
     "FinishReason",
     "Judgement",
+    "Money",
     "Receipt",
     "ReceiptStatus",
     "Request",
@@ -170,6 +171,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     key: str | None = None
     """Id of the API key (never the key itself)."""
+    org: str | None = None
+    team: str | None = None
+    batch: bool = False
+    """A line of a batch."""
     metadata: dict[str, str] = {}
     priority: int = 0
     """Lower runs first; 0 is normal."""
@@ -211,6 +216,9 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     """1 is the most likely."""
     top: list[tuple[int, float]] = []
     """The ``logprobs`` most likely ids with their log-probabilities, best first."""
+    spelt: list[tuple[str, bytes]] | None = None
+    """Text and bytes of the token and then of each of ``top``, where it came from another server, whose ids
+    are not known here (they are -1 then)."""
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -303,6 +311,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     hedge: bool = False
     probe: bool = False
     """It also tested whether a failed upstream is back."""
+    pico: int = 0
+    """Pico-dollars it is taken to have cost without serving; of the one that served, see the price lines."""
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -379,6 +389,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     asked: dict[str, Any] = {}
     """What else of the request shaped the prompt (tools, template options). Only when capture is on."""
     price_lines: list[dict[str, Any]] = []
+    money: Money | None = None
     attempts: list[Attempt] = []
     audit_leaf: str | None = None
     version: str = ""

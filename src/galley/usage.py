@@ -2,7 +2,7 @@
 
 import msgspec
 
-__all__ = ["Resources", "Times", "Usage"]
+__all__ = ["Money", "Resources", "Times", "Usage"]
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,3 +51,25 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """Weight bytes (this request's share of each step) plus KV bytes read while decoding."""
     kv_byte_seconds: float = 0.0
     joules: float | None = None
+
+
+class Money(msgspec.Struct, frozen=True, kw_only=True):
+    """What it cost, as entered in the ledger. Whole pico-dollars (1e-12 USD)."""
+
+    txn: str
+    """Id of the settling transaction."""
+    cost_pico: int
+    """What the providers charge, attempts that did not serve included; the sum of the price lines."""
+    revenue_pico: int
+    """What the tenant is charged."""
+    saved_pico: dict[str, int] = {}
+    """Against named counterfactuals: ``cache``, ``route``, ``batch``, ``speculation``."""
+    scopes: list[str] = []
+    """Where it is counted."""
+    plan: str | None = None
+    warnings: list[str] = []
+    """Soft limits that it crosses."""
+    left_pico: int | None = None
+    """Least money left in a hard limit when it was let in, all worst cases taken off; None without one."""
+    late: bool = False
+    """The ledger could not be written when it began; it was entered as a whole afterwards."""

@@ -15,6 +15,7 @@ import pytest
 
 from galley.audit.receipts import ReceiptStore
 from galley.endpoint.app import build_app
+from galley.endpoint.ollama.routes import ollama_routes
 from galley.endpoint.params import CHANGES_ANSWER
 from galley.endpoint.state import State
 from galley.errors import GalleyError
@@ -43,6 +44,7 @@ PACKAGES = {
     "langchain.py": "langchain_openai",
     "litellm_sdk.py": "litellm",
     "llm_cli.py": "llm",
+    "ollama_python.py": "ollama",
     "openai_agents.py": "agents",
     "openai_python.py": "openai",
     "pydantic_ai_sdk.py": "pydantic_ai",
@@ -98,7 +100,8 @@ def url(tmp_path_factory: pytest.TempPathFactory, shaped: Provider) -> Iterator[
         shaped,
     ]
     state = State(path / "home")
-    app = build_app(Router(providers, store), store, state=state, keys=[KEY])
+    shim = ollama_routes(lambda name: None, None)
+    app = build_app(Router(providers, store), store, state=state, keys=[KEY], ollama=shim)
     with Served(app) as served:
         loop = served.loop
         loop.call_soon_threadsafe(state.start)

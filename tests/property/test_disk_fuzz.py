@@ -1,14 +1,21 @@
 """Anything at all in the cache folder: the store opens, gives nothing wrong, and keeps to its limit."""
 
+import contextlib
 import json
+import os
+import random
+import shutil
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from galley.errors import CacheFull
 from galley.kv import chain
 from galley.kv.blockfile import HEADER_BYTES, BlockFile
 from galley.kv.disk import DiskStore
+from tests import fuzz_disk
 
 SPACE = chain.namespace("m", tenant="t")
 SIZE = 64
@@ -103,3 +110,55 @@ def test_any_records_of_pins_and_holds(tmp_path_factory, records, sort):
     again.records()
     assert again.check() == []
     assert again.load(block(again), SIZE) is not None
+
+
+def test_the_fuzz_target_for_a_moment(tmp_path):
+    """``python -m tests.fuzz disk`` goes on for as long as one likes."""
+    dice = random.Random(20)
+    fuzz_disk.fill(tmp_path / "good")
+    for turn in range(40):
+        folder = tmp_path / str(turn)
+        shutil.copytree(tmp_path / "good", folder)
+        done = [fuzz_disk.damage(dice, folder) for _ in range(3)]
+        with fuzz_disk.alarm(60), contextlib.suppress(CacheFull, OSError):
+            assert fuzz_disk.store_turn(dice, folder, done) is None, done
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "terabyte"])
+def test_what_is_no_block_file_is_not_read(tmp_path, kind):
+    """A pipe has no end to wait for, a device none to reach; neither may hold up who reads the cache."""
+    store = DiskStore(tmp_path, 1 << 20, identity={"w": "1"})
+    store.save(block(store), bytes(SIZE))
+    (file,) = tmp_path.glob("*/*.kv")
+    file.unlink()
+    {
+        "pipe": lambda: os.mkfifo(file),
+        "endless": lambda: file.symlink_to("/dev/zero"),
+        "folder": file.mkdir,
+        "terabyte": lambda: (file.touch(), os.truncate(file, 1 << 40)),
+    }[kind]()
+    with fuzz_disk.alarm(60):
+        store.prefetch([block(store).digest])
+        assert store.load(block(store), SIZE) is None
+        again = DiskStore(tmp_path, 1 << 20, identity={"w": "1"})
+        again.prefetch([block(again).digest])
+        assert again.load(block(again), SIZE) is None
+        assert again.check() == [] and again.stats().bytes == 0
+
+
+def test_a_pipe_in_place_of_a_record_holds_nobody_up(tmp_path):
+    for name in ("pins", "holds"):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / "p.json")
+    with fuzz_disk.alarm(60):
+        assert DiskStore(tmp_path, 1 << 20, identity={"w": "1"}).records() == []
+
+
+def test_a_pipe_in_place_of_the_identity_is_replaced(tmp_path):
+    store = DiskStore(tmp_path, 1 << 20, identity={"w": "1"})
+    label = tmp_path / store.folder / "identity.json"
+    label.unlink()
+    os.mkfifo(label)
+    with fuzz_disk.alarm(60):
+        DiskStore(tmp_path, 1 << 20, identity={"w": "1"})
+    assert json.loads(label.read_text()) == {"w": "1"}

@@ -139,7 +139,14 @@ class LedgerMachine(RuleBasedStateMachine):
         one = self.open[id]
         number = one["extends"] + 1
         act = Extension(
-            id=id, number=number, need=Amount(more), price=PRICE, provider="q", model="m", now_us=1
+            id=id,
+            number=number,
+            need=Amount(more),
+            price=PRICE,
+            provider="q",
+            model="m",
+            local=True,
+            now_us=1,
         )
         (result,) = self.store(worker).apply([act])
         assert isinstance(result, Grant) == self.fits(one["scopes"], one["day"], Amount(more)), result

@@ -19,6 +19,7 @@ from galley.types import (
     Choice,
     Digests,
     Judgement,
+    Money,
     Receipt,
     ReceiptStatus,
     Request,
@@ -121,6 +122,7 @@ def assemble(
     output_ids: list[list[int]] | None = None,
     attempts: Sequence[Attempt] = (),
     price_lines: Sequence[dict[str, Any]] = (),
+    money: Money | None = None,
     notes: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
     judgement: Judgement | None = None,
@@ -138,7 +140,7 @@ def assemble(
             arrival and latest finish count; a request refused before the engine has only these.
         output, output_ids: text and token ids of each choice; kept only if ``request.capture``.
         attempts: every call made for the request, when a router made them.
-        price_lines: what it cost, by kind.
+        price_lines: what it cost, by kind. money: what the ledger made of it.
         notes: further adjustments, beside the request's own, for ``clamped``.
         warnings: what went wrong in reading the output.
         judgement: of a cascade; what its first attempt used, when it was not the answer, is in there alone.
@@ -192,6 +194,7 @@ def assemble(
         output_ids=output_ids if request.capture else None,
         asked={name: getattr(request, name) for name in SHAPING} if request.capture else {},
         price_lines=list(price_lines),
+        money=money,
         attempts=list(attempts),
         version=__version__,
         warnings=list(warnings),

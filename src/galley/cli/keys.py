@@ -30,6 +30,8 @@ def keys() -> None:
 )
 @click.option("--model", "models", multiple=True, metavar="MODEL", help="Only this model; may be repeated.")
 @click.option("--days", type=float, metavar="N", help="Days until it expires; default: never.")
+@click.option("--org", metavar="NAME", help="Organisation whose budgets its requests count in.")
+@click.option("--team", metavar="NAME", help="Team whose budgets its requests count in.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_obj
 def create(
@@ -39,12 +41,14 @@ def create(
     scopes: tuple[Any, ...],
     models: tuple[str, ...],
     days: float | None,
+    org: str | None,
+    team: str | None,
     as_json: bool,
 ) -> None:
     """Make a key and show it, this once: only its digest is kept."""
     store = _store(session)
     try:
-        key, secret = store.create(name, scopes=scopes, models=models, days=days)
+        key, secret = store.create(name, scopes=scopes, models=models, days=days, org=org, team=team)
     finally:
         store.close()
     if as_json:

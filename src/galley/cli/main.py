@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ps": ("galley.cli.ps:ps", "Show which models a running server has in memory."),
     "fit": ("galley.cli.fit:fit", "Say what context and concurrency of a model fit, before loading it."),
     "cache": ("galley.cli.cache:cache", "Pin, list and drop prompt prefixes kept on disk."),
+    "budget": ("galley.cli.budget:budget", "Set and show limits on money, tokens, requests and concurrency."),
+    "ledger": ("galley.cli.ledger:ledger", "Look into the ledger of every request's money."),
     "keys": ("galley.cli.keys:keys", "Make, list and revoke API keys."),
     "doctor": ("galley.cli.doctor:doctor", "Measure this machine and say what fits."),
     "bench": ("galley.cli.bench:bench", "Time Galley beside what the machine can do."),

@@ -30,6 +30,7 @@ SERVER_FLAGS: dict[str, tuple[str, str, str]] = {
     ),
     "server.idle_s": ("--idle-s", "SECONDS", "A model nobody asks for in so long sleeps; 0: never."),
     "server.admin_key": ("--admin-key", "KEY", "Key of /v1/admin; without one there is none."),
+    "server.compat": ("--compat", "NAME", "Answer another server's paths too: ollama."),
     "server.max_body": ("--max-body", "SIZE", "Largest request body, such as 8MiB."),
 }
 

@@ -34,6 +34,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     api: str = ""
     model: str = ""
     provider: str = ""
+    local: bool = True
+    """Whether that is an engine of this machine."""
     plan: str | None = None
     margin: Margin = Margin(0)
 
@@ -93,6 +95,7 @@ class Extension(msgspec.Struct, frozen=True, kw_only=True):
     price: PriceVersion
     provider: str
     model: str
+    local: bool
     now_us: int
     sunk: tuple[Sunk, ...] = ()
 
@@ -186,6 +189,8 @@ class QuotaExceeded(GalleyError):
 
 class RateExceeded(GalleyError):
     """A limit a minute, or on requests under way. ``extra`` names scope and limit."""
+
+    rates: tuple[Rate, ...] = ()
 
     status = 429
     type = "requests"

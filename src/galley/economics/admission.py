@@ -151,6 +151,8 @@ def _take(
             extra={"scope": scope, "limit": f"{resource}_minute", "most": str(per_minute)},
         )
         error.type = resource
+        full_us = -(-(per_minute * MINUTE_US - bucket.level) // per_minute)
+        error.rates = (rate(resource, scope, per_minute, bucket.remaining(), full_us / 1e6),)
         raise error
     bucket.take(wanted)
     return bucket

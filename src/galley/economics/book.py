@@ -133,7 +133,7 @@ class Book:
             raise GalleyError(f"{act.id} holds no reservation to extend.", code="reservation_gone")
         scopes = tuple(msgspec.json.decode(row["scopes"]))
         subject = msgspec.json.decode(row["facts"], type=Subject)
-        subject = msgspec.structs.replace(subject, provider=act.provider, model=act.model)
+        subject = msgspec.structs.replace(subject, provider=act.provider, model=act.model, local=act.local)
         grant = Grant(txn=f"{act.id}:extend:{act.number}", subject=subject, scopes=scopes)
         if row["extends"] >= act.number:
             return grant

@@ -24,7 +24,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         prompt_most: no fewer tokens than the prompt can have; ``prompt_likely`` a fair estimate.
         output_most: completion tokens of all choices together.
-        exact: ``prompt_most`` is the true count.
+        local: our own engine counts the prompt itself, so both are the true count.
     """
 
     provider: str
@@ -33,7 +33,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     prompt_most: int
     prompt_likely: int
     output_most: int
-    exact: bool
+    local: bool
 
     @property
     def pico(self) -> int:
@@ -98,7 +98,9 @@ class Hold:
     async def _open(self, ask: Ask) -> None:
         now = self._ledger.clock_us()
         most = ask.prompt_most + ask.output_most
-        self.subject = msgspec.structs.replace(self.subject, provider=ask.provider, model=ask.model)
+        self.subject = msgspec.structs.replace(
+            self.subject, provider=ask.provider, model=ask.model, local=ask.local
+        )
         opening = Opening(
             id=self.id,
             subject=self.subject,
@@ -139,12 +141,16 @@ class Hold:
             self._slot = None
 
     async def _extend(self, ask: Ask) -> None:
-        self.subject = msgspec.structs.replace(self.subject, provider=ask.provider, model=ask.model)
+        self.subject = msgspec.structs.replace(
+            self.subject, provider=ask.provider, model=ask.model, local=ask.local
+        )
         wanted = sum(each.pico for each in self._asks.values()) + sum(lost.pico for lost in self._sunk)
         more = max(0, wanted - self._held_pico)
         if self.unrecorded:
             return
         self._extends += 1
+        if self._slot is not None:
+            self._ledger.board.note_prompt(self._slot, ask.prompt_likely, 0)
         grant = await self._ledger.extend(
             Extension(
                 id=self.id,
@@ -153,6 +159,7 @@ class Hold:
                 price=ask.price,
                 provider=ask.provider,
                 model=ask.model,
+                local=ask.local,
                 now_us=self._ledger.clock_us(),
                 sunk=tuple(self._sunk),
             )
@@ -168,10 +175,11 @@ class Hold:
         if ask is not None and pico:
             self._sunk.append(Sunk(provider=ask.provider, pico=pico, version=ask.price.id))
 
-    def prompt(self, tokens: int, cached: int) -> None:
-        """What the engine says of the prompt."""
+    def prompt(self, cached: int) -> None:
+        """How much of the prompt the engine found in its cache."""
         if self._slot is not None:
-            self._ledger.board.note_prompt(self._slot, tokens, cached)
+            known = self._ledger.board.read_slot(self._slot)
+            self._ledger.board.note_prompt(self._slot, known.prompt_tokens, cached)
 
     def deliver(self, tokens: int) -> None:
         """So many more tokens of output go out with the next chunk. A memory write."""

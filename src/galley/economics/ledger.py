@@ -19,7 +19,7 @@ from galley.economics.acts import Act, Extension, Grant, Opening, Renewal, Settl
 from galley.economics.board import Board
 from galley.economics.limits import Rules
 from galley.economics.reaper import Reaper
-from galley.economics.store import LedgerUnavailable, Store
+from galley.economics.store import LedgerUnavailable, Store, ledger_url
 from galley.errors import GalleyError
 
 __all__ = ["Ledger"]
@@ -89,6 +89,11 @@ class Ledger:
         self._closed = False
         self._reaper = Reaper(store, folder, self.board.owner, clock_us)
         self._renew_at = self._reap_at = 0
+
+    @classmethod
+    def at(cls, home: Path, url: str | None, *, strict: bool = False) -> "Ledger":
+        """The ledger of a home, in the database of ``url`` or in a file of its own. Raises ConfigError."""
+        return cls(Store(ledger_url(url, home)), home / "ledger.live", strict=strict)
 
     @property
     def rules(self) -> Rules:

@@ -16,7 +16,7 @@ import msgspec
 from galley.errors import ConfigError, GalleyError
 from galley.types import Usage
 
-__all__ = ["FREE", "KINDS", "PriceBook", "PriceVersion", "Quote", "UnknownPrice"]
+__all__ = ["FREE", "KINDS", "PriceBook", "PriceVersion", "Quote", "UnknownPrice", "own_price"]
 
 KINDS = ("input", "cached", "cache_write", "output")
 Quality = Literal["exact", "estimated", "ceiling", "own"]
@@ -241,10 +241,36 @@ def pico(text: object, what: str) -> int:
     return int(amount)
 
 
+def points(text: object, what: str) -> int:
+    """A share 0..1 as ten-thousandths. Raises ConfigError."""
+    share = pico(text, what)
+    if share > 1_000_000 or share % 100:
+        raise ConfigError(f"{what} = {text!r} must lie in 0..1, with at most four decimals")
+    return share // 100
+
+
+def own_price(text: str | None) -> PriceVersion:
+    """What local models cost by the settings: ``input=0.10,output=0.40``; None is nothing. The id has a
+    digest of the numbers, so that a changed price is another version. Raises ConfigError."""
+    if text is None:
+        return FREE
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    table = {name.strip(): value.strip() for name, _, value in pairs}
+    if len(table) != len(pairs):
+        raise ConfigError(f"ledger.local_price = {text!r} names something twice")
+    found = version(table, "own-machine", quality="own")
+    return msgspec.structs.replace(found, id=f"own-machine/{found.digest}")
+
+
 def version(table: Mapping[str, Any], name: str, quality: Quality = "exact") -> PriceVersion:
     """A price from a TOML table: ``input`` and ``output`` needed; ``cached`` and ``cache_write`` default to
-    ``input``; ``request`` in USD per million requests; ``from`` a date. Raises ConfigError."""
-    strangers = set(table) - {"input", "output", "cached", "cache_write", "request", "from"}
+    ``input``; ``request`` in USD per million requests; ``from`` a date. Of our own engines also ``batch``,
+    the share of these prices that lines of batches pay, and ``draft``, what an accepted draft token saves.
+    Raises ConfigError."""
+    names = {"input", "output", "cached", "cache_write", "request", "from"}
+    if quality == "own":
+        names |= {"batch", "draft"}
+    strangers = set(table) - names
     if strangers or "input" not in table or "output" not in table:
         raise ConfigError(
             f"{name}: a price has input and output, and may have cached, cache_write, request and from"
@@ -266,6 +292,8 @@ def version(table: Mapping[str, Any], name: str, quality: Quality = "exact") -> 
         cached=pico(table.get("cached", table["input"]), f"{name}.cached"),
         cache_write=pico(table.get("cache_write", table["input"]), f"{name}.cache_write"),
         request=pico(table.get("request", 0), f"{name}.request"),
+        batch_points=points(table.get("batch", 1), f"{name}.batch"),
+        draft_saving=pico(table.get("draft", 0), f"{name}.draft"),
         valid_from=start,
         quality=quality,
     )

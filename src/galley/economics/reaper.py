@@ -79,8 +79,7 @@ def settlement(
     subject = msgspec.json.decode(row["facts"], type=Subject)
     price = msgspec.json.decode(row["price"], type=PriceVersion)
     known = seen or Progress(row["prompt_tokens"], row["cached_tokens"], 0, row["completion_tokens"])
-    remote = subject.provider != "local"
-    ran = known.completion_tokens > 0 or remote
+    ran = known.completion_tokens > 0 or not subject.local
     usage = Usage()
     if ran:
         usage = Usage(
@@ -105,6 +104,6 @@ def settlement(
         model=subject.model,
         now_us=now_us,
         outcome="expired",
-        estimated=remote or seen is None,
+        estimated=not subject.local or seen is None,
         stale_us=stale_us,
     )

@@ -15,7 +15,7 @@ from galley.endpoint.keys import SCOPES, KeyStore, Principal
 from galley.endpoint.keys import Scope as KeyScope
 from galley.errors import AuthenticationError, ConfigError, GalleyError, InvalidRequest, PermissionDenied
 
-__all__ = ["Access", "check_bind", "is_loopback", "tenant_of"]
+__all__ = ["Access", "check_bind", "is_loopback", "named", "tenant_of"]
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 PREFLIGHT = [
@@ -145,7 +145,12 @@ class Access:
     def _cors(self, origin: bytes | None) -> list[tuple[bytes, bytes]]:
         if origin is None or origin not in self._origins:
             return []
-        exposed = b"x-request-id, x-galley-receipt, x-galley-ignored-params, x-galley-clamped"
+        exposed = b"x-request-id, x-galley-receipt, x-galley-ignored-params, x-galley-clamped, "
+        exposed += b", ".join(
+            f"x-ratelimit-{what}-{resource}".encode()
+            for resource in ("requests", "tokens")
+            for what in ("limit", "remaining", "reset")
+        )
         return [
             (b"access-control-allow-origin", origin),
             (b"access-control-expose-headers", exposed),
@@ -187,6 +192,8 @@ class Access:
                     scopes=tuple(key.scopes),
                     models=tuple(key.models),
                     tenant=key.name or key.id,
+                    org=key.org,
+                    team=key.team,
                 )
         if found is None:
             raise AuthenticationError(
@@ -208,14 +215,18 @@ def tenant_of(client: Client, principal: Principal, user: str | None) -> str:
     """
     if principal.tenant is not None:
         return principal.tenant
-    given = client.header(b"x-galley-tenant")
+    return named(client, "x-galley-tenant") or user or "local"
+
+
+def named(client: Client, header: str) -> str | None:
+    """A header that holds a name; None without it. Raises InvalidRequest for one that holds none."""
+    given = client.header(header.encode())
     if given is None:
-        return user or "local"
+        return None
     name = given.decode("latin-1").strip()
     if not (0 < len(name) <= 128 and name.isascii() and name.isprintable()):
         raise InvalidRequest(
-            "The header x-galley-tenant must hold a name of up to 128 printable ASCII characters.",
-            param="x-galley-tenant",
+            f"The header {header} must hold a name of up to 128 printable ASCII characters.", param=header
         )
     return name
 
@@ -225,7 +236,8 @@ def scope_of(path: str) -> KeyScope | None:
     if path == "/metrics":
         return "receipts"
     if not path.startswith("/v1/"):
-        return "inference" if path in ("/tokenize", "/detokenize", "/apply-template") else None
+        asks = ("/tokenize", "/detokenize", "/apply-template", "/api/chat", "/api/generate")
+        return "inference" if path in asks else None
     return SCOPE_OF.get(path[4:].partition("/")[0], "inference")
 
 

@@ -47,6 +47,8 @@ GENERATING = {
     "/v1/completions": "completions",
     "/v1/responses": "responses",
     "/v1/messages": "messages",
+    "/api/chat": "ollama.chat",
+    "/api/generate": "ollama.generate",
 }
 """Paths whose every request leaves a receipt, and the name it has there."""
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -68,6 +70,7 @@ def build_app(
     state: State | None = None,
     lifespan: Lifespan | None = None,
     admin: Admin | None = None,
+    ollama: Callable[[Router, Limits, bool], list[Route]] | None = None,
 ) -> ASGIApp:
     """Everything a server needs but the socket. The router may still be loading.
 
@@ -78,6 +81,7 @@ def build_app(
         max_body: bytes. body_s: longest wait for a body. total_s: longest time for an answer.
         keepalive_s: silence after which a stream gets a comment.
         admin: models that can be seen, put to sleep and woken; None has no such routes.
+        ollama: makes Ollama's paths (``endpoint.ollama``); None has none.
         capture: store prompts and outputs in receipts (unless a request says ``store: false``).
         state: what is kept between requests: answers, files, batches, keys. Without it those paths are 404.
     """
@@ -132,6 +136,7 @@ def build_app(
             Route("/v1/chat/completions/{id}/messages", chat_store.messages, methods=get),
             Route("/v1/responses", responses, methods=post),
             Route("/v1/responses/input_tokens", count, methods=post),
+            Route("/v1/responses/compact", no_compaction, methods=post),
             Route("/v1/responses/{id}", stored.get, methods=get),
             Route("/v1/responses/{id}", stored.delete, methods=delete),
             Route("/v1/responses/{id}/cancel", responses.cancel, methods=post),
@@ -143,6 +148,8 @@ def build_app(
         stored.bury()
         doors = {"/v1/chat/completions": chat, "/v1/completions": completions, "/v1/responses": responses}
         routes += state.routes(router, doors, limits)
+    if ollama is not None:
+        routes += ollama(router, limits, capture)
     app = Starlette(
         routes=[*routes, *([] if admin is None else admin.routes())],
         exception_handlers={GalleyError: on_error, HTTPException: on_http_error, Exception: on_error},
@@ -219,6 +226,11 @@ class Straight:
         if scope["type"] == "http" and scope["method"] == "POST":
             app = self._posts.get(scope["path"], app)
         await app(scope, receive, send)
+
+
+async def no_compaction(request: HTTPRequest) -> Response:
+    """``POST /v1/responses/compact``: told apart from the path of a response called ``compact``."""
+    raise NotFound("There is no POST /v1/responses/compact here: the client chooses what to send again.")
 
 
 class Pages:

@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from galley.economics.acts import RateExceeded
 from galley.endpoint.dialect import dialect_of
+from galley.endpoint.quota import limit_headers
 from galley.errors import GalleyError, InvalidRequest, PayloadTooLarge, RequestTimeout
 
 __all__ = ["Client", "DisconnectError", "error_headers", "wire_error"]
@@ -44,6 +46,8 @@ def error_headers(error: GalleyError) -> Headers:
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
         headers.append((b"retry-after-ms", str(round(error.retry_after_s * 1000)).encode()))
+    if isinstance(error, RateExceeded):
+        headers += limit_headers(error.rates)
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.hint:

@@ -1,10 +1,11 @@
-"""How an error looks on the wire: OpenAI's four keys or Anthropic's envelope, of one class of errors."""
+"""How an error looks on the wire: OpenAI's four keys, Anthropic's envelope or Ollama's line, of one class of
+errors."""
 
 from typing import Any, Protocol
 
 from galley.errors import GalleyError
 
-__all__ = ["Anthropic", "Dialect", "OpenAI", "dialect_of"]
+__all__ = ["Anthropic", "Dialect", "Ollama", "OpenAI", "dialect_of"]
 
 
 class Dialect(Protocol):
@@ -58,6 +59,19 @@ class Anthropic:
         return {"type": "error", "error": {**inner, "type": kind}, "request_id": request_id}
 
 
+class Ollama:
+    """``{"error": message}``; code and param stand beside it."""
+
+    def status(self, error: GalleyError) -> int:
+        return error.status
+
+    def body(self, error: GalleyError, request_id: str | None) -> dict[str, Any]:
+        inner = error.body()["error"]
+        return {"error": inner["message"], "code": inner["code"], "param": inner["param"]}
+
+
 def dialect_of(path: str) -> Dialect:
     """The dialect spoken at a path."""
+    if path.startswith("/api/"):
+        return Ollama()
     return Anthropic() if path == "/v1/messages" or path.startswith("/v1/messages/") else OpenAI()

@@ -10,10 +10,12 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from galley.audit.assemble import receipt_id as new_receipt_id
-from galley.endpoint.access import tenant_of
+from galley.economics.amount import dollars
+from galley.endpoint.access import named, tenant_of
 from galley.endpoint.client import Client, DisconnectError, wire_error
 from galley.endpoint.keys import Principal
 from galley.endpoint.params import stub
+from galley.endpoint.quota import limit_headers
 from galley.endpoint.reply import Options, Reply
 from galley.endpoint.translate import renamed
 from galley.endpoint.wire import header_list, parse_object
@@ -28,6 +30,9 @@ SSE_HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+NDJSON_HEADERS = [(b"content-type", b"application/x-ndjson"), *SSE_HEADERS[1:]]
 
 
 class Door(Protocol):
@@ -116,6 +121,9 @@ class Generate:
                 request,
                 metadata={**request.metadata, **metadata},
                 tenant=principal.tenant or request.user or "local",
+                org=principal.org,
+                team=principal.team,
+                batch=True,
             )
             async with self._router.open(request, receipt_id=receipt_id) as answer:
                 reply = self._door.reply(answer, options)
@@ -158,8 +166,14 @@ class Generate:
             raw = await client.body(self._limits.body, within_s=self._limits.body_s)
             body = parse_object(raw)
             request, options = await self.read(body, request_id=request_id, principal=principal)
-            tenant = tenant_of(client, principal, request.user)
-            return msgspec.structs.replace(request, tenant=tenant), options
+            request = msgspec.structs.replace(
+                request,
+                tenant=tenant_of(client, principal, request.user),
+                org=principal.org,
+                team=principal.team,
+                session=request.session or named(client, "x-galley-session"),
+            )
+            return request, options
         except Exception as error:
             shown = None if isinstance(error, DisconnectError) else wire_error(error)
             refused = stub(body, request_id=request_id, api=self._door.api, key=principal.key)
@@ -176,11 +190,12 @@ class Generate:
             async with self._router.open(request, receipt_id=receipt_id, gone=lambda: client.gone) as answer:
                 client.headers[:] = before + told(answer.request)
                 client.headers.append((b"x-galley-served-by", answer.card.served_by.encode()))
+                client.headers += limit_headers(answer.purse.rates, answer.purse.warnings)
                 if answer.judgement is not None:
                     client.headers.append((b"x-galley-cascade", cascade_words(answer.judgement).encode()))
                 reply = self._door.reply(answer, options)
                 if options.stream:
-                    await self._stream(client, answer, reply, keep=options.keep)
+                    await self._stream(client, answer, reply, options)
                 else:
                     async for delta in answer.deltas():
                         reply.take(delta)
@@ -189,6 +204,9 @@ class Generate:
             if self._keep is not None and options.keep:
                 await self._keep(request, options, whole)
             if not options.stream:
+                money = answer.receipt.money if answer.receipt is not None else None
+                if money is not None:
+                    client.headers.append((b"x-galley-cost-usd", dollars(money.cost_pico).encode()))
                 if answer.warnings:
                     words = " ".join("; ".join(answer.warnings).split()).encode("ascii", "replace")
                     client.headers.append((b"x-galley-parse-warning", words[:2000]))
@@ -204,20 +222,20 @@ class Generate:
             else:
                 await client.write(reply.fault(shown), more=False)
 
-    async def _stream(self, client: Client, answer: Answer, reply: Reply, *, keep: bool) -> None:
+    async def _stream(self, client: Client, answer: Answer, reply: Reply, options: Options) -> None:
         deltas = answer.deltas()
         first: Delta | None = None
         if answer.request.max_queue_s is not None or answer.request.max_total_s is not None:
             # The head waits for the first token, so that a deadline missed in the queue is a real 503 or 504.
             first = await anext(deltas, None)
-        await client.start(200, SSE_HEADERS)
+        await client.start(200, NDJSON_HEADERS if options.ndjson else SSE_HEADERS)
         head = reply.opening()
         if head:
             await client.write(head, more=True)
-        pulse = Pulse(client, self._limits.keepalive_s)
+        pulse = Pulse(client, float("inf") if options.ndjson else self._limits.keepalive_s)
         try:
             async for delta in follow(first, deltas):
-                if keep:
+                if options.keep:
                     reply.take(delta)
                 chunk = reply.chunks(delta)
                 if chunk:

@@ -23,7 +23,8 @@ class KeyPages:
         self._max_body = max_body
 
     async def create(self, request: HTTPRequest) -> Response:
-        """``{"name", "scopes", "models", "expires_in_days"}``; the answer shows the key, once."""
+        """``{"name", "scopes", "models", "expires_in_days", "org", "team"}``; the answer shows the key,
+        once."""
         raw = await request.body()
         if len(raw) > self._max_body:
             raise PayloadTooLarge(f"The body is larger than this server's limit of {self._max_body} bytes.")
@@ -38,7 +39,13 @@ class KeyPages:
         days = fields.number("expires_in_days")
         name = fields.text("name", 100) or ""
         key, secret = await asyncio.to_thread(
-            self._keys.create, name, scopes=scopes, models=models, days=days
+            self._keys.create,
+            name,
+            scopes=scopes,
+            models=models,
+            days=days,
+            org=fields.text("org", 100),
+            team=fields.text("team", 100),
         )
         response = respond({**shown(key), "key": secret}, 201)
         if fields.rest():

@@ -36,7 +36,14 @@ CREATE TABLE IF NOT EXISTS keys (
     expires REAL,
     revoked REAL
 );
+CREATE TABLE IF NOT EXISTS parties (
+    key TEXT PRIMARY KEY,
+    org TEXT,
+    team TEXT
+);
 """
+SELECT = """SELECT keys.*, parties.org, parties.team FROM keys
+LEFT JOIN parties ON parties.key = keys.id """
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +59,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     created: float
     expires: float | None = None
     revoked: float | None = None
+    org: str | None = None
+    team: str | None = None
+    """Whose budgets its requests count in, besides its own."""
 
     def good(self, now: float) -> bool:
         """Neither revoked nor expired."""
@@ -67,6 +77,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     tenant: str | None = None
     """Who is charged; None where the key tells nobody from anybody."""
+    org: str | None = None
+    team: str | None = None
 
     def need(self, scope: Scope) -> None:
         """Raises PermissionDenied without the scope. ``admin`` has all; ``batch`` includes ``inference``."""
@@ -132,6 +144,8 @@ class KeyStore:
         scopes: Iterable[Scope] = ("inference",),
         models: Iterable[str] = (),
         days: float | None = None,
+        org: str | None = None,
+        team: str | None = None,
     ) -> tuple[Key, str]:
         """A new key and its secret, which is not kept. Raises InvalidRequest."""
         wanted = list(dict.fromkeys(scopes))
@@ -144,6 +158,9 @@ class KeyStore:
             raise InvalidRequest("'days' must be above 0 and at most 36500.", param="days")
         if len(name) > 100 or not name.isprintable():
             raise InvalidRequest("'name' is longer than 100 characters or not printable.", param="name")
+        for place, given in (("org", org), ("team", team)):
+            if given is not None and not (0 < len(given) <= 100 and given.isprintable()):
+                raise InvalidRequest(f"'{place}' must be 1 to 100 printable characters.", param=place)
         secret = "sk-galley-" + secrets.token_urlsafe(32)
         now = time.time()
         key = Key(
@@ -154,6 +171,8 @@ class KeyStore:
             models=list(dict.fromkeys(models)),
             created=now,
             expires=None if days is None else now + days * 86_400,
+            org=org,
+            team=team,
         )
         with self._file.writing() as db:
             db.execute(
@@ -170,6 +189,8 @@ class KeyStore:
                     None,
                 ),
             )
+            if org is not None or team is not None:
+                db.execute("INSERT INTO parties VALUES (?, ?, ?)", (key.id, org, team))
         self._seen = None
         return key, secret
 
@@ -178,13 +199,13 @@ class KeyStore:
         if not self._file.exists():
             return []
         with self._file.reading() as db:
-            return [key for _, key in self._rows(db.execute("SELECT * FROM keys ORDER BY created, id"))]
+            return [key for _, key in self._rows(db.execute(SELECT + "ORDER BY created, id"))]
 
     def revoke(self, id: str) -> Key:
         """From now on the key is refused. Repeating it changes nothing. Raises NotFound."""
         with self._file.writing() as db:
             db.execute("UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", (time.time(), id))
-            found = self._rows(db.execute("SELECT * FROM keys WHERE id = ?", (id,)))
+            found = self._rows(db.execute(SELECT + "WHERE id = ?", (id,)))
         self._seen = None
         if not found:
             raise NotFound(f"There is no key {id[:100]!r}.", param="id", hint="galley keys list")
@@ -223,13 +244,13 @@ class KeyStore:
             # Changes when another connection has committed; a few microseconds.
             version = int(db.execute("PRAGMA data_version").fetchone()[0])
             if version != self._seen:
-                self._by_digest = dict(self._rows(db.execute("SELECT * FROM keys")))
+                self._by_digest = dict(self._rows(db.execute(SELECT)))
                 self._seen = version
 
     @staticmethod
     def _rows(rows: Iterable[tuple[Any, ...]]) -> list[tuple[bytes, Key]]:
         found = []
-        for id, raw, name, hint, scopes, models, created, expires, revoked in rows:
+        for id, raw, name, hint, scopes, models, created, expires, revoked, org, team in rows:
             facts = {
                 "id": id,
                 "name": name,
@@ -239,6 +260,8 @@ class KeyStore:
                 "created": created,
                 "expires": expires,
                 "revoked": revoked,
+                "org": org,
+                "team": team,
             }
             found.append((raw, msgspec.convert(facts, Key)))
         return found

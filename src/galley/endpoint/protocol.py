@@ -1,14 +1,17 @@
 """What uvicorn says by itself, said as the rest of the server says it."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import msgspec
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from galley.endpoint.client import LEFT, TELLS
 from galley.errors import InvalidRequest
 
-__all__ = ["Protocol"]
+__all__ = ["Listener", "Protocol"]
 
 
 class Protocol(HttpToolsProtocol):
@@ -36,3 +39,11 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.write(head + body)
         self.transport.close()
+
+
+class Listener(uvicorn.Server):
+    """uvicorn without its signal handling: it re-raises SIGTERM at the end, which is not exit code 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

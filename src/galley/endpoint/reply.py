@@ -4,6 +4,7 @@ Chunks are preformatted: per chunk only the new text is encoded (0.13 µs agains
 """
 
 import codecs
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -12,7 +13,7 @@ from galley.errors import GalleyError
 from galley.router.router import Answer
 from galley.types import Delta, TokenLogprob, ToolCallDelta, Usage
 
-__all__ = ["ChatReply", "CompletionReply", "Options", "Reply", "usage_object"]
+__all__ = ["ChatReply", "CompletionReply", "Options", "Reply", "spelling", "usage_object"]
 
 encode = msgspec.json.encode
 
@@ -23,6 +24,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
+    ndjson: bool = False
+    """A stream of JSON lines instead of server-sent events, without keep-alives: those would be lines too."""
     keep: bool = False
     """Store the answer so that it can be asked for again."""
     names: dict[str, str] = {}
@@ -114,6 +117,7 @@ class Gathered:
             "role": "assistant",
             "content": text or (None if calls else ""),
             "refusal": None,
+            "annotations": [],
         }
         if reasoning:
             message["reasoning_content"] = reasoning
@@ -228,14 +232,14 @@ class ChatReply(Common):
         return self.envelope(choices, usage, **more)
 
     def _logprobs(self, entries: list[TokenLogprob]) -> dict[str, Any]:
-        def shown(id: int, logprob: float) -> dict[str, Any]:
-            text, raw = self.answer.provider.token(id)
-            return {"token": text, "logprob": finite(logprob), "bytes": list(raw) or None}
+        def shown(token: tuple[str, bytes], logprob: float) -> dict[str, Any]:
+            return {"token": token[0], "logprob": finite(logprob), "bytes": list(token[1]) or None}
 
-        content = [
-            {**shown(e.token_id, e.logprob), "top_logprobs": [shown(i, value) for i, value in e.top]}
-            for e in entries
-        ]
+        content = []
+        for entry in entries:
+            token, *others = spelling(entry, self.answer.provider.token)
+            top = [shown(one, value) for one, (_, value) in zip(others, entry.top, strict=True)]
+            content.append({**shown(token, entry.logprob), "top_logprobs": top})
         return {"content": content, "refusal": None}
 
 
@@ -328,7 +332,7 @@ class CompletionReply(Common):
         tops: list[dict[str, float]] = []
         place = self._offset.get(index, len(self._echo(index)))
         for entry in entries:
-            text, raw = self.answer.provider.token(entry.token_id)
+            (text, raw), *others = spelling(entry, self.answer.provider.token)
             name = spelt(text, raw)
             tokens.append(name)
             offsets.append(place)
@@ -336,7 +340,8 @@ class CompletionReply(Common):
                 place += len(decoder.decode(raw))
             elif shows_special:
                 place += len(text)
-            top = {spelt(*self.answer.provider.token(i)): finite(value) for i, value in reversed(entry.top)}
+            pairs = list(zip(others, entry.top, strict=True))
+            top = {spelt(*one): finite(value) for one, (_, value) in reversed(pairs)}
             tops.append({**dict(reversed(top.items())), name: finite(entry.logprob)})
         self._offset[index] = place
         return {
@@ -345,6 +350,11 @@ class CompletionReply(Common):
             "top_logprobs": tops if self.answer.prepared.params.logprobs else None,
             "text_offset": offsets,
         }
+
+
+def spelling(entry: TokenLogprob, token: Callable[[int], tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """Text and bytes of a token and of its alternatives, by their ids where they have any."""
+    return entry.spelt or [token(id) for id in (entry.token_id, *(other for other, _ in entry.top))]
 
 
 def spelt(text: str, raw: bytes) -> str:

@@ -1,14 +1,13 @@
 """``galley serve``: the socket, the loading, the signals, and the way out."""
 
 import asyncio
-import contextlib
 import gc
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import uvicorn
@@ -17,11 +16,15 @@ import uvloop
 from galley import __version__
 from galley.audit.receipts import ReceiptStore
 from galley.config import Config, secret
+from galley.economics.ledger import Ledger
+from galley.economics.price import own_price
 from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
 from galley.endpoint.keys import KeyStore
-from galley.endpoint.protocol import Protocol
+from galley.endpoint.ollama.facts import FactsBook
+from galley.endpoint.ollama.routes import ollama_routes
+from galley.endpoint.protocol import Listener, Protocol
 from galley.endpoint.state import Keeping, State
 from galley.errors import ConfigError, GalleyError, Overloaded
 from galley.model.families import spec_from_gguf
@@ -98,14 +101,6 @@ def options_of(config: Config) -> EngineOptions:
     return EngineOptions(**{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__})
 
 
-class Listener(uvicorn.Server):
-    """uvicorn without its signal handling: it re-raises SIGTERM at the end, which is not exit code 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class Server:
     """One serving process.
 
@@ -139,9 +134,14 @@ class Server:
         if entry is not None:
             aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
         self._aliases = aliases
+        self._own = own_price(config.ledger.local_price)
         catalog = self._read_catalog()
+        kept = config.ledger
+        self.ledger = Ledger.at(config.home, kept.url, strict=kept.strict) if kept.enabled else None
         self._outside: list[RemoteProvider] = []
-        self.router = Router([], self.receipts, aliases=aliases, catalog=catalog)
+        self.router = Router(
+            [], self.receipts, catalog=catalog or Catalog(aliases, own=self._own), ledger=self.ledger
+        )
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         if entry is None and not self._outside:
@@ -151,15 +151,15 @@ class Server:
                 hint="docs/ROUTING.md, The catalog",
             )
         key = config.server.api_key
-        kept = config.state
+        keeping = config.state
         self.state = State(
             config.home,
             Keeping(
-                store=kept.store_responses,
-                days=kept.keep_days,
-                bytes=kept.keep_bytes,
-                max_file=kept.max_file,
-                concurrency=kept.batch_lines,
+                store=keeping.store_responses,
+                days=keeping.keep_days,
+                bytes=keeping.keep_bytes,
+                max_file=keeping.max_file,
+                concurrency=keeping.batch_lines,
             ),
         )
         app = build_app(
@@ -181,6 +181,9 @@ class Server:
                 unload=self._remove,
                 max_body=config.server.max_body,
             ),
+            ollama=ollama_routes(FactsBook(self._store), self.fleet)
+            if config.server.compat == "ollama"
+            else None,
         )
         self._listener = Listener(
             uvicorn.Config(
@@ -202,7 +205,7 @@ class Server:
 
     def _read_catalog(self) -> Catalog | None:
         path = self.config.router.catalog
-        return None if path is None else Catalog.read(path, self._aliases)
+        return None if path is None else Catalog.read(path, self._aliases, own=self._own)
 
     @property
     def port(self) -> int:
@@ -222,6 +225,8 @@ class Server:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
         self.receipts.replay()
+        if self.ledger is not None:
+            self.ledger.start()
         say(f"{__version__} listening on {self.url}; loading {self.config.model} …")
         loading = asyncio.ensure_future(self._load())
         self.state.start()
@@ -238,6 +243,8 @@ class Server:
                 provider.close()
             await self.fleet.close()
             self.receipts.close()
+            if self.ledger is not None:
+                await asyncio.to_thread(self.ledger.close)
         if self._failure is not None:
             raise self._failure
         whole = self.receipts.fault is None and not self.router.active
@@ -338,7 +345,7 @@ class Server:
                 continue
             seen = now
             try:
-                catalog = Catalog.read(path, self._aliases)
+                catalog = Catalog.read(path, self._aliases, own=self._own)
                 outside = open_providers(catalog, secret)
                 self.router.reload(catalog, [*outside, *self.fleet.residents()])
             except GalleyError as error:

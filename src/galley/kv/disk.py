@@ -10,7 +10,6 @@ cut a file may be torn, which its checksum tells. Pins, and what they pin, are f
 import contextlib
 import logging
 import os
-import re
 import secrets
 import threading
 import time
@@ -23,7 +22,7 @@ import msgspec
 from galley.errors import CacheFull
 from galley.kv.blockfile import HEADER_BYTES, BlockFile, DamagedError
 from galley.kv.figures import DiskStats
-from galley.kv.files import alive, fsync_file, fsync_folder, rounded, write_whole
+from galley.kv.files import fsync_file, fsync_folder, open_plain, read_plain, rounded, sweep, write_whole
 from galley.kv.index import Entry, Index, listed
 from galley.kv.kept import Kept
 from galley.kv.pins import Record, check_name
@@ -37,7 +36,6 @@ PAUSE_S = 30.0
 COUNTS = ("saved", "loaded", "evicted", "damaged", "refused", "failures", "fault")
 STAMP_S = 60.0
 """A file's time follows its use at most so often."""
-SCRATCH = re.compile(r"\.tmp-([0-9]{1,10})-[0-9a-f]+-[0-9]+")
 
 
 class DiskStore:
@@ -81,8 +79,9 @@ class DiskStore:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if identity is not None:
             (path / self.folder).mkdir(mode=0o700, exist_ok=True)
-            (path / self.folder / "identity.json").write_bytes(label)
-        self._sweep()
+        sweep(path, self.clock())
+        if identity is not None:
+            self._write(path / self.folder / "identity.json", label)
         self.sync()
 
     # ---- looking
@@ -137,7 +136,7 @@ class DiskStore:
             return None
         why = None
         try:
-            payload = block.payload((self.path / entry.folder / entry.name).read_bytes(), size)
+            payload = block.payload(read_plain(self._file(entry), HEADER_BYTES + size), size)
         except FileNotFoundError:
             pass  # another process evicted it
         except (OSError, DamagedError) as error:
@@ -161,7 +160,7 @@ class DiskStore:
             entry = self._index.get(self._own + digest)
             if entry is not None:
                 with contextlib.suppress(OSError):  # advice only: ``load`` finds out what is wrong
-                    fd = os.open(self.path / entry.folder / entry.name, os.O_RDONLY)
+                    fd = open_plain(self._file(entry))
                     try:
                         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
                     finally:
@@ -218,7 +217,7 @@ class DiskStore:
             entry.stamped = now if late else entry.stamped
         if late:
             with contextlib.suppress(OSError):  # only the order of eviction after a restart depends on it
-                os.utime(self.path / entry.folder / entry.name, (now, now))
+                os.utime(self._file(entry), (now, now))
 
     # ---- what must stay
 
@@ -270,7 +269,7 @@ class DiskStore:
             )
             self._kept.protect(record)
         for entry in chain:
-            fsync_file(self.path / entry.folder / entry.name)
+            fsync_file(self._file(entry))
         fsync_folder(self.path / self.folder)
         self._kept.pins.write(record, sync=True)
         return record
@@ -318,12 +317,13 @@ class DiskStore:
             found = sorted(listed(self.path), key=lambda entry: entry.depth)
             self._index.clear()
             for entry in found:
-                if self._index.fits(entry):
+                if entry.size <= self.limit and self._index.fits(entry):
                     before = known.get(entry.key)
                     entry.used = max(entry.used, before.used if before is not None else 0.0)
                     self._index.add(entry)
                 else:
-                    self._unlink(entry)  # its head was removed by hand, or by a crash between two unlinks
+                    # Its head was removed by hand or by a crash between two unlinks, or no block is so large.
+                    self._unlink(entry)
             self._kept.reload()
             while self._index.bytes > self.limit and self._evict():
                 pass
@@ -373,6 +373,9 @@ class DiskStore:
 
     # ---- files
 
+    def _file(self, entry: Entry) -> Path:
+        return self.path / entry.folder / entry.name
+
     def _write(self, file: Path, data: bytes) -> None:
         with self._lock:
             self._scratch += 1
@@ -381,15 +384,7 @@ class DiskStore:
 
     def _unlink(self, entry: Entry) -> None:
         with contextlib.suppress(OSError):  # gone already, or not ours to remove: it is not used either way
-            (self.path / entry.folder / entry.name).unlink()
-
-    def _sweep(self) -> None:
-        """Remove what killed writers left behind."""
-        for file in self.path.glob("*/.tmp-*"):
-            match = SCRATCH.fullmatch(file.name)
-            with contextlib.suppress(OSError):
-                if match is None or not alive(int(match[1])) or self.clock() - file.stat().st_mtime > 600.0:
-                    file.unlink()
+            self._file(entry).unlink()
 
     def _fail(self, error: OSError) -> None:
         with self._lock:

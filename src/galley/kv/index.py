@@ -207,7 +207,7 @@ class Index:
 
 
 def listed(path: Path) -> Iterator[Entry]:
-    """Every block file in the folders of all identities, in no order; other files are none of ours.
+    """Every block file in the folders of all identities, in no order; links and other files are not ours.
 
     Raises OSError when a folder cannot be read.
     """
@@ -219,7 +219,9 @@ def listed(path: Path) -> Iterator[Entry]:
             if match is None:
                 continue
             with contextlib.suppress(FileNotFoundError):
-                stat = item.stat()
+                if not item.is_file(follow_symlinks=False):
+                    continue
+                stat = item.stat(follow_symlinks=False)
                 yield Entry(
                     bytes.fromhex(match[1]),
                     bytes.fromhex(match[2]),

@@ -9,10 +9,12 @@ from pathlib import Path
 import msgspec
 
 from galley.errors import InvalidRequest
-from galley.kv.files import write_whole
+from galley.kv.files import read_plain, write_whole
 
 __all__ = ["Record", "Records"]
 
+RECORD_BYTES = 16384
+"""No record is larger."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -62,7 +64,7 @@ class Records:
         found: dict[str, Record] = {}
         for path in sorted(self.folder.glob("*.json")):
             with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, ValueError):
-                record = msgspec.json.decode(path.read_bytes(), type=Record)
+                record = msgspec.json.decode(read_plain(path, RECORD_BYTES), type=Record)
                 if record.name == path.stem and len(record.key) == 32:
                     found[record.name] = record
         return found

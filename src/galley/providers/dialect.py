@@ -57,6 +57,10 @@ class Dialect(Protocol):
         """Why this format cannot carry the request faithfully; None when it can."""
         ...
 
+    def adjusted(self, request: Request) -> dict[str, str]:
+        """What is left out or changed of a request that it can carry, by path, in words."""
+        ...
+
     def headers(self, key: str | None) -> dict[str, str]: ...
 
     def encode(self, request: Request, model: str) -> tuple[str, bytes]:

@@ -57,6 +57,15 @@ class Fleet:
         found = [resident.status() for resident in self._models.values()]
         return sorted(found, key=lambda one: (one.state != "awake", one.idle_s))
 
+    def stay(self, name: str, idle_s: float | None) -> bool:
+        """How long a model stays awake without requests, from now on: seconds (``inf`` for ever), or None for
+        the fleet's own time. False for a model that is none of the fleet's, which nothing changes."""
+        resident = self._models.get(name)
+        if resident is None:
+            return False
+        resident.idle_after_s = self.idle_s if idle_s is None else None if idle_s == float("inf") else idle_s
+        return True
+
     async def make(self, resident: Resident) -> None:
         """Room for a model that wakes: the least recently used ones fall asleep, pinned and busy ones never.
 

@@ -5,14 +5,12 @@ from typing import Any
 import msgspec
 
 from galley.errors import Upstream
+from galley.providers.carries import extended_used, lacks, schema_of
 from galley.providers.dialect import Heard
 from galley.providers.refusal import reason
-from galley.types import Delta, Request, Usage
+from galley.types import Delta, Request, StructuredOutputs, TokenLogprob, ToolCallDelta, Usage
 
 __all__ = ["OpenAIDialect"]
-
-EXTENDED = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "include_stop_str_in_output")
-"""Sampling parameters beyond OpenAI's own; vLLM knows them by these names."""
 
 
 class OpenAIDialect:
@@ -57,22 +55,66 @@ class OpenAIDialect:
         if request.stream:
             body["stream"] = True
             body["stream_options"] = {"include_usage": True}
+        if p.structured_outputs is not None:
+            body |= form(p.structured_outputs, extended=self._extended)
         if request.messages is not None:
             body["messages"] = request.messages
+            if request.tools:
+                body |= tooling(request)
+            if p.logprobs is not None:
+                body |= {"logprobs": True, "top_logprobs": p.logprobs}
             return "/chat/completions", msgspec.json.encode(body)
+        if p.logprobs is not None:
+            body["logprobs"] = p.logprobs
         prompts = request.prompts or []
         body["prompt"] = prompts[0] if len(prompts) == 1 else prompts
         return "/completions", msgspec.json.encode(body)
 
     def reader(self, request: Request) -> "OpenAIReader":
-        return OpenAIReader(self._provider)
+        return OpenAIReader(self._provider, logprobs=request.params.logprobs is not None)
+
+    def adjusted(self, request: Request) -> dict[str, str]:
+        """See ``Dialect.adjusted``."""
+        return {}
+
+
+def form(wanted: StructuredOutputs, *, extended: bool) -> dict[str, Any]:
+    """The fields that ask for a form of output: OpenAI's ``response_format``, or what vLLM calls it."""
+    if wanted.json_object:
+        return {"response_format": {"type": "json_object"}}
+    schema = schema_of(wanted)
+    if schema is not None and wanted.whitespace_pattern is None:
+        named = {"name": "answer", "schema": schema, "strict": wanted.strict}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
+    assert extended, "the dialect lacks this"
+    given = {
+        name: value
+        for name in ("json", "regex", "choice", "grammar", "whitespace_pattern")
+        if (value := getattr(wanted, name)) is not None
+    }
+    return {"structured_outputs": given}
+
+
+def tooling(request: Request) -> dict[str, Any]:
+    """The fields that offer tools."""
+    choice: Any = request.tool_choice
+    if choice.startswith("function:"):
+        choice = {"type": "function", "function": {"name": choice.removeprefix("function:")}}
+    found = {"tools": request.tools, "tool_choice": choice}
+    return found if request.parallel_tool_calls else {**found, "parallel_tool_calls": False}
 
 
 class OpenAIReader:
-    """Reads completions of both kinds, whole or streamed."""
+    """Reads completions of both kinds, whole or streamed.
 
-    def __init__(self, provider: str) -> None:
+    Args:
+        logprobs: they were asked for; an answer without them is none.
+    """
+
+    def __init__(self, provider: str, *, logprobs: bool = False) -> None:
         self._provider = provider
+        self._logprobs = logprobs
+        self._called: set[tuple[int, int]] = set()
 
     def whole(self, payload: Any) -> Heard:
         """A reply's body. Raises Upstream (protocol, server)."""
@@ -80,15 +122,10 @@ class OpenAIReader:
         deltas = []
         try:
             for choice in payload["choices"]:
-                text = choice["message"]["content"] if "message" in choice else choice["text"]
-                deltas.append(
-                    Delta(
-                        index=int(choice["index"]),
-                        text=self._text(text),
-                        finish=reason(self._provider, choice["finish_reason"]),
-                    )
-                )
-        except (KeyError, TypeError, ValueError) as error:
+                said = choice["message"] if "message" in choice else {"content": choice["text"]}
+                finish = reason(self._provider, choice["finish_reason"])
+                deltas.append(self._delta(choice, said, finish))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._senseless(error) from error
         return Heard(deltas, usage=self._usage(payload), done=True, model=payload.get("model"))
 
@@ -104,14 +141,49 @@ class OpenAIReader:
         deltas = []
         try:
             for choice in payload["choices"]:
-                text = (choice.get("delta") or {}).get("content") if "text" not in choice else choice["text"]
+                said = {"content": choice["text"]} if "text" in choice else (choice.get("delta") or {})
                 ended = choice.get("finish_reason")
-                finish = None if ended is None else reason(self._provider, ended)
-                if text or finish:
-                    deltas.append(Delta(index=int(choice["index"]), text=self._text(text), finish=finish))
+                delta = self._delta(choice, said, None if ended is None else reason(self._provider, ended))
+                if delta.text or delta.reasoning or delta.tool_calls or delta.finish or delta.logprobs:
+                    deltas.append(delta)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._senseless(error) from error
         return Heard(deltas, usage=self._usage(payload), model=payload.get("model"))
+
+    def _delta(self, choice: dict[str, Any], said: dict[str, Any], finish: Any) -> Delta:
+        """One choice, or a piece of one. Raises ValueError, TypeError, KeyError for what makes no sense."""
+        index = int(choice["index"])
+        text = self._text(said.get("content"))
+        refused = self._text(said.get("refusal"))
+        logprobs = spelt_logprobs(choice.get("logprobs"), index) if self._logprobs else None
+        if self._logprobs and text and not logprobs:
+            raise ValueError("log-probabilities were asked for, and none came")
+        return Delta(
+            index=index,
+            text=text + refused,
+            reasoning=self._text(said.get("reasoning_content") or said.get("reasoning")),
+            tool_calls=self._calls(index, said.get("tool_calls") or ()),
+            logprobs=logprobs or None,
+            finish=finish,
+            warnings=["the model refused; its words are the text"] if refused else [],
+        )
+
+    def _calls(self, index: int, given: Any) -> list[ToolCallDelta]:
+        """Pieces of calls; the first piece of each has id and name, further ones neither."""
+        found = []
+        for place, call in enumerate(given):
+            number = int(call.get("index", place))
+            function = call.get("function") or {}
+            arguments = self._text(function.get("arguments"))
+            if (index, number) in self._called:
+                found.append(ToolCallDelta(index=number, arguments=arguments))
+                continue
+            id, name = call.get("id"), function.get("name")
+            if not isinstance(id, str) or not isinstance(name, str) or not id or not name:
+                raise ValueError(f"a call without id or name: {call!r}")
+            self._called.add((index, number))
+            found.append(ToolCallDelta(index=number, id=id, name=name, arguments=arguments))
+        return found
 
     def _text(self, text: object) -> str:
         if text is None:
@@ -150,6 +222,45 @@ class OpenAIReader:
         return Upstream(f"a reply that makes no sense: {error!r}", kind="protocol", provider=self._provider)
 
 
+def spelt_logprobs(given: Any, index: int) -> list[TokenLogprob]:
+    """Log-probabilities of a chat choice (``content``) or a text completion's parallel lists; ids are not
+    known, so every token is spelt. Raises KeyError, TypeError, ValueError for what makes no sense."""
+    if not given:
+        return []
+    if "content" in given:
+        return [
+            spelt_one(
+                (spelling(each), float(each["logprob"])),
+                [(spelling(other), float(other["logprob"])) for other in each.get("top_logprobs") or ()],
+            )
+            for each in given["content"] or ()
+        ]
+    tops = given.get("top_logprobs") or [None] * len(given["tokens"])
+    found = []
+    for token, value, top in zip(given["tokens"], given["token_logprobs"], tops, strict=True):
+        if value is not None:  # the first token of an echoed prompt has none
+            others = [((name, name.encode()), float(other)) for name, other in (top or {}).items()]
+            found.append(spelt_one(((token, token.encode()), float(value)), others))
+    return found
+
+
+def spelling(token: dict[str, Any]) -> tuple[str, bytes]:
+    """Text and bytes of a token on the wire."""
+    raw = token.get("bytes")
+    return str(token["token"]), bytes(raw) if raw is not None else str(token["token"]).encode()
+
+
+Spelt = tuple[tuple[str, bytes], float]
+
+
+def spelt_one(drawn: Spelt, top: list[Spelt]) -> TokenLogprob:
+    """One token without ids. Its rank is among the alternatives given: one more than all of them likelier."""
+    ordered = sorted(top, key=lambda pair: -pair[1])
+    rank = 1 + sum(value > drawn[1] for _, value in ordered)
+    spelt = [drawn[0], *(name for name, _ in ordered)]
+    return TokenLogprob(-1, drawn[1], rank, [(-1, value) for _, value in ordered], spelt)
+
+
 def count(value: object) -> int:
     """A token count; None is 0. Raises ValueError for anything else that is no whole number >= 0."""
     if value is None:
@@ -157,53 +268,3 @@ def count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"token count {value!r}")
     return value
-
-
-def extended_used(request: Request) -> list[str]:
-    """Which of EXTENDED differ from their defaults."""
-    p = request.params
-    used = [
-        ("top_k", p.top_k > 0),
-        ("min_p", p.min_p > 0),
-        ("repetition_penalty", p.repetition_penalty != 1),
-        ("min_tokens", p.min_tokens > 0),
-        ("ignore_eos", p.ignore_eos),
-        ("include_stop_str_in_output", p.include_stop_str_in_output),
-    ]
-    return [name for name, on in used if on]
-
-
-def lacks(request: Request, format: str) -> str | None:
-    """Why a wire format (``openai``, ``openai-extended``, ``anthropic``) cannot carry a request faithfully,
-    or None. What cannot be carried is never dropped."""
-    p = request.params
-    if p.logprobs is not None:
-        return "logprobs: token ids of its tokenizer are not known here"
-    if p.logit_bias or p.stop_token_ids:
-        return "logit_bias and stop_token_ids name tokens of the local tokenizer"
-    if request.prompts is not None and any(not isinstance(prompt, str) for prompt in request.prompts):
-        return "the prompt is given as token ids of the local tokenizer"
-    if request.echo and format != "anthropic" and request.messages is not None:
-        return "echo"
-    if request.template_kwargs or not request.add_generation_prompt:
-        return "chat template options"
-    if not p.skip_special_tokens:
-        return "skip_special_tokens=false"
-    if request.tools:
-        return "tools"
-    if format != "openai-extended" and (used := extended_used(request)):
-        return ", ".join(used)
-    if format == "anthropic":
-        if request.messages is None:
-            return "text completion (Anthropic Messages has chat only)"
-        if p.n != 1:
-            return "n > 1"
-        if p.seed is not None:
-            return "seed"
-        if p.frequency_penalty or p.presence_penalty:
-            return "frequency_penalty and presence_penalty"
-        if p.temperature > 1:
-            return "temperature above 1"
-        if not all(message["role"] in ("system", "user", "assistant") for message in request.messages):
-            return "roles beside system, user and assistant"
-    return None

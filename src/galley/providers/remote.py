@@ -85,6 +85,9 @@ class RemoteProvider:
         why = self.dialect.lacks(request)
         if why is not None:
             raise InvalidRequest(f"{self.name} cannot serve this: {why}", code="unsupported_parameter")
+        adjusted = self.dialect.adjusted(request)
+        if adjusted:
+            request = msgspec.structs.replace(request, clamped=request.clamped | adjusted)
         count = 1 if request.messages is not None else len(request.prompts or ())
         room = request.params.max_tokens or self._models[request.model][1]
         echo = [str(prompt) for prompt in request.prompts or ()] if request.echo else []
@@ -169,7 +172,6 @@ class RemoteRun:
         self._incoming: AsyncIterator[bytes] | None = None
         self._held: list[Delta] = []
         self._open = set(range(prepared.count))
-        self._pieces = [0] * prepared.count
         self._characters = [0] * prepared.count
         self._usage: Usage | None = None
         self._done = False
@@ -289,14 +291,13 @@ class RemoteRun:
         for delta in heard.deltas:
             if delta.index not in self._open:
                 raise self._fault("protocol", f"output for choice {delta.index}, which is not open")
-            if delta.text or delta.finish is not None:
+            said = len(delta.text) + len(delta.reasoning) + sum(len(c.arguments) for c in delta.tool_calls)
+            if said or delta.tool_calls or delta.finish is not None:
                 if self._last is not None:
                     self._slowest = max(self._slowest, now - self._last)
                 self._first = self._first if self._first is not None else now
                 self._last = now
-            if delta.text:
-                self._pieces[delta.index] += 1
-                self._characters[delta.index] += len(delta.text)
+            self._characters[delta.index] += said
             if delta.finish is not None:
                 self._open.discard(delta.index)
             self._held.append(delta)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from galley.audit.assemble import add_usage
 from galley.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -23,6 +24,7 @@ from galley.errors import (
 from galley.providers.base import Meter, ModelCard, Prepared, Provider, Run
 from galley.router.eligible import Candidate
 from galley.router.health import Budget, Health, Ticket
+from galley.router.purse import Purse
 from galley.types import Attempt, Request
 
 __all__ = ["Pursuit", "Won", "as_offered"]
@@ -48,6 +50,7 @@ class Won:
         prepared: Prepared,
         run: Run,
         meter: Meter,
+        number: int = 0,
     ) -> None:
         self.candidate = candidate
         self.card = card
@@ -55,6 +58,7 @@ class Won:
         self.prepared = prepared
         self.run = run
         self.meter = meter
+        self.number = number
 
 
 Served = Callable[[Candidate], tuple[ModelCard, Provider]]
@@ -79,6 +83,7 @@ class Pursuit:
             offer's 95th percentile once it is known.
         deadline: monotonic.
         ask: the request as one candidate is to be asked.
+        purse: covers every attempt before it starts.
 
     Attributes:
         attempts: every call made, in order of its end.
@@ -100,9 +105,11 @@ class Pursuit:
         deadline: float,
         rng: random.Random,
         ask: Ask = as_offered,
+        purse: Purse | None = None,
     ) -> None:
         self.attempts: list[Attempt] = []
         self._ask = ask
+        self.purse = purse or Purse(None, request, "")
         self.request = request
         self.sequence = list(sequence)
         self._served = served
@@ -267,9 +274,11 @@ class Pursuit:
                 won = task.result()
                 self.health(won.candidate.offer.key).inflight -= 1
                 await won.run.stop()
+                usage = add_usage(won.meter.jobs, won.meter.choices(), max(1, self.request.params.n))
+                cost = self.purse.lost(won.number, usage)
                 for place, attempt in enumerate(self.attempts):
                     if attempt.outcome == "won" and attempt.provider == won.candidate.offer.provider:
-                        self.attempts[place] = msgspec.structs.replace(attempt, outcome="lost")
+                        self.attempts[place] = msgspec.structs.replace(attempt, outcome="lost", pico=cost)
 
     def _hedge_delay(self, candidate: Candidate) -> float | None:
         if self._hedges is None or candidate.offer.location == "local" or len(self.sequence) < 2:
@@ -304,16 +313,17 @@ class Pursuit:
         health.inflight += 1
         health.calls += 1
         outcome: bool | None = None
+        number = 0
         try:
             prepared = await provider.prepare(asked)
+            number = await self.purse.cover(candidate, prepared)
             run = await provider.start(prepared, meter)
             outcome = True
         except BaseException as error:
             outcome = self._judge(health, error)
-            lost = isinstance(error, asyncio.CancelledError)
-            self._note(
-                candidate, ticket, began, hedge=hedge, error=error, outcome="lost" if lost else "failed"
-            )
+            how = "lost" if isinstance(error, asyncio.CancelledError) else "failed"
+            cost = self.purse.failed(number, error) if number else 0
+            self._note(candidate, ticket, began, hedge=hedge, error=error, outcome=how, pico=cost)
             raise
         finally:
             health.breaker.back(ticket, outcome)
@@ -321,7 +331,15 @@ class Pursuit:
                 health.inflight -= 1
         health.latency.note(time.monotonic() - began)
         self._note(candidate, ticket, began, hedge=hedge, error=None, outcome="won")
-        return Won(candidate=candidate, card=card, provider=provider, prepared=prepared, run=run, meter=meter)
+        return Won(
+            candidate=candidate,
+            card=card,
+            provider=provider,
+            prepared=prepared,
+            run=run,
+            meter=meter,
+            number=number,
+        )
 
     def _judge(self, health: Health, error: BaseException) -> bool | None:
         """What a failure says of the upstream: False bad, None nothing."""
@@ -350,6 +368,7 @@ class Pursuit:
         hedge: bool,
         error: BaseException | None,
         outcome: str,
+        pico: int = 0,
     ) -> None:
         self.attempts.append(
             Attempt(
@@ -362,5 +381,6 @@ class Pursuit:
                 status=getattr(error, "upstream_status", None),
                 hedge=hedge,
                 probe=ticket.probe,
+                pico=pico,
             )
         )

@@ -24,7 +24,6 @@ __all__ = ["Catalog", "Logical", "Offer", "PolicyTable", "ProviderTable", "Route
 Location = Literal["local", "site", "cloud"]
 """``local``: this machine; ``site``: ours, elsewhere; ``cloud``: somebody else's."""
 BASIC = ("chat", "completion")
-REMOTE_LACKS = frozenset(("logprobs", "token_ids"))
 
 
 class Logical(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +33,7 @@ class Logical(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         quality: 0..1, the operator's or an evaluation's word; used to rank, never to exclude.
         tags: what it is good at (``code``, ``summary``, ``creative`` …).
         weights: sha256 that a local engine must serve, or empty.
+        price: what it costs on this machine; default: the setting ``ledger.local_price``.
         fallback: logical models to go on with when no offer of this one answers, in order.
     """
 
@@ -46,6 +46,7 @@ class Logical(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tags: list[str] = []
     weights: str = ""
     fallback: list[str] = []
+    price: list[dict[str, Any]] = []
 
 
 class OfferTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,6 +82,8 @@ class ProviderTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     slow_chars: int = 0
     slow_s: float = 5.0
     health_path: str = "/models"
+    lacks: list[str] = []
+    """Capabilities that this server cannot carry, though its kind can."""
 
 
 class RouteTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,6 +142,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     lacks: frozenset[str] = frozenset()
     """Capabilities of the model that this provider cannot carry."""
     price_id: str = ""
+    format: str = ""
+    """Wire format, as ``providers.carries`` knows it; none for our own engines."""
 
     @property
     def key(self) -> str:
@@ -153,9 +158,17 @@ class Catalog:
 
     Args:
         aliases: further names by which a model may be asked for.
+        own: price of local models that declare none.
     """
 
-    def __init__(self, aliases: Mapping[str, str] | None = None, document: Document | None = None) -> None:
+    def __init__(
+        self,
+        aliases: Mapping[str, str] | None = None,
+        document: Document | None = None,
+        *,
+        own: PriceVersion = FREE,
+    ) -> None:
+        self.own = own
         self.document = document or Document()
         self.policy = self.document.policy
         self.aliases = dict(aliases or {})
@@ -177,7 +190,9 @@ class Catalog:
         self._build(self.document)
 
     @classmethod
-    def read(cls, path: Path, aliases: Mapping[str, str] | None = None) -> "Catalog":
+    def read(
+        cls, path: Path, aliases: Mapping[str, str] | None = None, *, own: PriceVersion = FREE
+    ) -> "Catalog":
         """Parse and check a file. Raises ConfigError naming the place."""
         try:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -189,7 +204,7 @@ class Catalog:
         except msgspec.ValidationError as error:
             raise ConfigError(f"{path}: {error}", param="router.catalog") from error
         try:
-            return cls(aliases, document)
+            return cls(aliases, document, own=own)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.message}", param="router.catalog") from error
 
@@ -204,6 +219,9 @@ class Catalog:
                 raise ConfigError(f"model {model.id!r}: quality lies in 0..1 and context is at least 1")
             self.models[model.id] = model
             self.offers[model.id] = []
+            if model.price:
+                prices = [version(price, f"own/{model.id}", quality="own") for price in model.price]
+                self.prices.declare("local", model.id, prices)
         for model in document.model:
             for alias in model.aliases:
                 if alias in self.models or self.aliases.get(alias, model.id) != model.id:
@@ -231,11 +249,13 @@ class Catalog:
         if table.key_env and table.key_file:
             raise ConfigError(f"provider {table.name!r}: give key_env or key_file, not both")
         self.tables[table.name] = table
-        lacks = set(REMOTE_LACKS)
+        lacks = {"token_ids", *table.lacks}
+        if unknown := set(table.lacks) - set(CAPABILITIES):
+            raise ConfigError(f"provider {table.name!r}: lacks: unknown capabilities {sorted(unknown)}")
         if not table.extended:
-            lacks.add("sampling")
+            lacks |= {"sampling", "grammar"}
         if table.kind == "anthropic":
-            lacks |= {"completion", "n", "tools"}
+            lacks |= {"completion", "n", "logprobs"}
         for offer in table.offer:
             self._known(f"provider {table.name!r}: offer", [offer.model])
             wire = offer.name or offer.model
@@ -252,8 +272,10 @@ class Catalog:
                     location=table.location,
                     region=table.region,
                     context=min(offer.context or 1 << 40, self.models[offer.model].context),
-                    lacks=frozenset(lacks),
+                    # Log-probabilities are asked for unasked (cascades): only where they are declared.
+                    lacks=frozenset(lacks | ({"logprobs"} - set(self.models[offer.model].capabilities))),
                     price_id=table.price_id,
+                    format="openai-extended" if table.kind == "openai" and table.extended else table.kind,
                 )
             )
 
@@ -300,7 +322,7 @@ class Catalog:
         if offer.location == "local" and not offer.price_id:
             declared = self.prices.declared(offer.provider, offer.wire)
             if not declared:
-                return FREE
+                return self.own
         return self.prices.find(offer.provider, offer.wire, offer.price_id or None, on)
 
     def provider(self, name: str) -> Provider | None:

@@ -1,5 +1,6 @@
 """The whole decision about one request: what was asked, what was eligible, what was chosen and why."""
 
+import functools
 import random
 import time
 from collections import OrderedDict
@@ -9,6 +10,7 @@ from datetime import UTC, date, datetime
 import msgspec
 
 from galley.errors import ConfigError, PolicyRefused
+from galley.providers.carries import lacks
 from galley.router.attempts import as_offered
 from galley.router.cascade import Cascade
 from galley.router.catalog import Catalog, RouteTable
@@ -142,7 +144,8 @@ class Chooser:
         if request.allowed_models:
             barred = {each: "the key may not use it" for each in models if each not in request.allowed_models}
             models = [each for each in models if each not in barred]
-        eligible = Eligible.find(catalog, facts, models, self._today())
+        carries = functools.cache(functools.partial(lacks, request))
+        eligible = Eligible.find(catalog, facts, models, self._today(), carries=carries)
         refused = barred | {refusal.what: refusal.why for refusal in eligible.refused}
         if not eligible.models:
             raise refuse(name, refused)

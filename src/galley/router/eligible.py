@@ -1,6 +1,6 @@
 """What may serve a request at all. Nothing later adds to it: no placement, no fallback, no hedge."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date
 
 import msgspec
@@ -13,6 +13,9 @@ __all__ = ["Candidate", "Eligible", "Refusal"]
 
 DEFAULT_OUTPUT = 1024
 """Completion tokens assumed in a quote when neither request nor model has a limit."""
+
+
+Carries = Callable[[str], str | None]
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -37,8 +40,14 @@ class Eligible(msgspec.Struct, frozen=True, kw_only=True):
     refused: list[Refusal]
 
     @classmethod
-    def find(cls, catalog: Catalog, facts: Facts, models: Iterable[str], on: date) -> "Eligible":
-        """Hard rules only; O(offers of the models). A model without an eligible offer is not eligible."""
+    def find(
+        cls, catalog: Catalog, facts: Facts, models: Iterable[str], on: date, *, carries: Carries
+    ) -> "Eligible":
+        """Hard rules only; O(offers of the models). A model without an eligible offer is not eligible.
+
+        Args:
+            carries: why a wire format cannot carry the request faithfully; None when it can.
+        """
         kept: dict[str, list[Candidate]] = {}
         refused: list[Refusal] = []
         for name in dict.fromkeys(models):
@@ -52,7 +61,7 @@ class Eligible(msgspec.Struct, frozen=True, kw_only=True):
                 refused.append(Refusal(name, "nobody offers it"))
             found: list[Candidate] = []
             for offer in offers:
-                answer = _offer(catalog, model, offer, facts, on)
+                answer = _offer(catalog, model, offer, facts, on=on, carries=carries)
                 if isinstance(answer, str):
                     refused.append(Refusal(offer.key, answer))
                 else:
@@ -69,7 +78,9 @@ def _model(model: Logical, facts: Facts) -> str | None:
     return None
 
 
-def _offer(catalog: Catalog, model: Logical, offer: Offer, facts: Facts, on: date) -> Candidate | str:
+def _offer(
+    catalog: Catalog, model: Logical, offer: Offer, facts: Facts, *, on: date, carries: Carries
+) -> Candidate | str:
     policy = catalog.policy
     if offer.location != "local":
         if policy.location == "local-only":
@@ -84,6 +95,8 @@ def _offer(catalog: Catalog, model: Logical, offer: Offer, facts: Facts, on: dat
     carried = facts.needs & offer.lacks
     if carried:
         return f"this provider cannot carry {', '.join(sorted(carried))}"
+    if offer.format and (why := carries(offer.format)) is not None:
+        return f"its format cannot carry {why}"
     if catalog.provider(offer.provider) is None:
         return "its provider is not running"
     # A local engine counts exactly and refuses by itself, with the error clients know.

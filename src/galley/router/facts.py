@@ -9,8 +9,20 @@ from galley.types import Request
 
 __all__ = ["CAPABILITIES", "Facts", "last_user_text"]
 
-CAPABILITIES = ("chat", "completion", "tools", "json", "vision", "logprobs", "token_ids", "sampling", "n")
-"""What a model may be declared able to do. ``logprobs`` and ``token_ids`` need the tokenizer here;
+CAPABILITIES = (
+    "chat",
+    "completion",
+    "tools",
+    "json",
+    "grammar",
+    "vision",
+    "logprobs",
+    "token_ids",
+    "sampling",
+    "n",
+)
+"""What a model may be declared able to do. ``token_ids`` needs the tokenizer here; ``json`` is JSON, by
+schema or any; ``grammar`` other forms of output (regex, choice, grammar, white space between tokens);
 ``sampling`` is the parameters beyond OpenAI's own (top_k, min_p, repetition_penalty, min_tokens …)."""
 
 
@@ -59,6 +71,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             needs.add("token_ids")
         if request.tools:
             needs.add("tools")
+        if p.structured_outputs is not None:
+            free = p.structured_outputs.json is None and not p.structured_outputs.json_object
+            needs.add("grammar" if free or p.structured_outputs.whitespace_pattern is not None else "json")
         if p.top_k > 0 or p.min_p > 0 or p.repetition_penalty != 1 or p.min_tokens or p.ignore_eos:
             needs.add("sampling")
         if p.include_stop_str_in_output:

@@ -70,7 +70,11 @@ class Trial:
             return delta
         if self._logprobs is None:
             return msgspec.structs.replace(delta, logprobs=None)
-        few = [msgspec.structs.replace(each, top=each.top[: self._logprobs]) for each in delta.logprobs]
+        count = self._logprobs
+        few = [
+            msgspec.structs.replace(each, top=each.top[:count], spelt=each.spelt and each.spelt[: count + 1])
+            for each in delta.logprobs
+        ]
         return msgspec.structs.replace(delta, logprobs=few)
 
     async def deltas(self) -> AsyncIterator[Delta]:
@@ -177,6 +181,7 @@ class Cascading:
             prepared=as_asked(won.prepared, self._pursuit.request),
             run=self.trial,
             meter=won.meter,
+            number=won.number,
         )
 
     def _keep_unsure(
@@ -203,7 +208,9 @@ class Cascading:
             health.failures += 1
             health.breaker.cut()
         usage = self._usage()
-        self.lines = [{**line, "attempt": offer.key} for line in self._won.candidate.price.lines(usage)]
+        price = self._pursuit.purse.price(self._won.candidate)
+        self.lines = [{**line, "attempt": offer.key} for line in price.lines(usage)]
+        self._pursuit.purse.escalated(self._won.number, usage)
         attempts = self._pursuit.attempts
         for place, attempt in enumerate(attempts):
             if attempt.outcome == "won" and f"{attempt.model}@{attempt.provider}" == offer.key:

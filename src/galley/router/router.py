@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from galley.audit.assemble import add_usage, assemble
 from galley.audit.assemble import receipt_id as new_receipt_id
-from galley.economics.price import PriceVersion
+from galley.economics.ledger import Ledger
 from galley.errors import GalleyError, Overloaded, Upstream
 from galley.providers.base import Meter, ModelCard, Prepared, Provider, Run
 from galley.providers.remote import RemoteProvider, RemoteRun
@@ -22,6 +22,7 @@ from galley.router.catalog import Catalog
 from galley.router.decision import Chooser, Decision
 from galley.router.health import BASE_S, Budget, Health
 from galley.router.judged import Cascading
+from galley.router.purse import Purse
 from galley.types import Delta, Judgement, Receipt, ReceiptStatus, Request, Route, Usage
 
 __all__ = ["Answer", "Recorder", "Router"]
@@ -49,6 +50,7 @@ class Router:
         catalog: models, offers and policy; without one, what the providers have, free and local.
         rng: of jitter and exploration; seeded in tests.
         read: reads a learned router's file.
+        ledger: where every request is reserved and settled; None enters nothing.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class Router:
         rng: random.Random | None = None,
         read: Callable[[str], bytes] = lambda path: Path(path).read_bytes(),
         breaker_s: float = BASE_S,
+        ledger: Ledger | None = None,
     ) -> None:
+        self.ledger = ledger
         self.receipts = receipts
         self.catalog = catalog or Catalog(aliases)
         self.listeners = list(listeners)
@@ -156,7 +160,9 @@ class Router:
         self.admit()
         return self.chooser.decide(request)
 
-    def pursue(self, request: Request, decision: Decision, started: float) -> Pursuit:
+    def pursue(
+        self, request: Request, decision: Decision, started: float, purse: Purse | None = None
+    ) -> Pursuit:
         """The attempts to carry out a decision, not yet begun."""
         policy = self.catalog.policy
         limit = policy.deadline_s
@@ -174,6 +180,7 @@ class Router:
             started=started,
             deadline=started + limit,
             rng=self._rng,
+            purse=purse,
             ask=decision.ask,
         )
 
@@ -240,16 +247,19 @@ class Answer:
         self._pursuit: Pursuit | None = None
         self._decision: Decision | None = None
         self._won: Won | None = None
-        self._price: PriceVersion | None = None
+        self._served: Won | None = None
         self._cascade: Cascading | None = None
+        self.purse = Purse(router.ledger, request, receipt_id)
 
     async def __aenter__(self) -> "Answer":
         self._router.active += 1
         self._router.running.add(self)
         try:
+            self.request = self.purse.capped(self.request)
             decision = self._decision = self._router.decide(self.request)
             self._route = decision.route(decision.sequence[0])
-            self._pursuit = self._router.pursue(self.request, decision, self._started)
+            self.purse.rivals = decision.sequence
+            self._pursuit = self._router.pursue(self.request, decision, self._started, self.purse)
             won = self._won = await self._pursuit.win()
             judge = decision.choice.judge
             if judge is not None and won.candidate.offer.model == decision.choice.order[0]:
@@ -276,6 +286,7 @@ class Answer:
         """The pieces of output. To be iterated once."""
         assert self._run is not None
         async for delta in self._run.deltas():
+            self.purse.deliver(delta)
             yield delta
         if len(self._meter.finish) < self.prepared.count:
             self._check_aborted()
@@ -324,6 +335,7 @@ class Answer:
         won, self._won = self._won, None
         if won is None:
             return
+        self._served = won
         health = self._router.health(won.candidate.offer.key)
         health.inflight -= 1
         if isinstance(error, Upstream) and error.kind == "cut":
@@ -335,7 +347,6 @@ class Answer:
                 usage = self.usage()
                 tokens = usage.prompt_tokens + usage.completion_tokens
                 self._router.chooser.remember(session, won.candidate, tokens)
-        self._price = won.candidate.price
 
     def _finish(self, error: BaseException | None) -> None:
         """Make and record the receipt. A fault of this very code is shouted, never raised over the answer."""
@@ -344,7 +355,9 @@ class Answer:
         prepared = getattr(self, "prepared", None)
         provider = getattr(self, "provider", None)
         status = self._status(error, prepared)
+        served = self._served
         try:
+            money = self.purse.settle(self.usage(), served, status=status, estimated=self._meter.estimated)
             self.receipt = assemble(
                 receipt_id=self.receipt_id,
                 request=self.request,
@@ -362,9 +375,11 @@ class Answer:
                 output_ids=self._meter.output_ids(),
                 attempts=self._pursuit.attempts if self._pursuit is not None else (),
                 price_lines=[
-                    *(self._price.lines(self.usage()) if self._price is not None else ()),
+                    *(self.purse.price(served.candidate).lines(self.usage()) if served is not None else ()),
                     *(self._cascade.lines if self._cascade is not None else ()),
+                    *self.purse.lines,
                 ],
+                money=money,
                 notes={"usage": "estimated: the upstream gave no token counts"}
                 if self._meter.estimated
                 else None,

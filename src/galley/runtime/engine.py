@@ -202,8 +202,8 @@ class Engine:
                 raise Overloaded("the engine is draining", retry_after_s=5.0)
             if job_id in self._readers:
                 raise InvalidRequest(f"job id {job_id!r} is in use", param="job_id")
-            running = len(scheduler.running)
-            scheduler.gate.admit(arrival.tenant, max_queue_s, running=running, inbox=inbox.coming)
+            running, now = len(scheduler.running), self._clock()
+            scheduler.gate.admit(arrival.tenant, max_queue_s, now=now, running=running, inbox=inbox.coming)
             self._readers.sinks[job_id] = on_step
             inbox.put(arrival)
 

@@ -54,7 +54,7 @@ class Loop:
             fault: EngineFault | None = None
             drawn = Drawn([], [], [], [])
             cost = scheduler.cost
-            predicted = None if cost is None else cost.predict(*shape_of(plan))
+            predicted = plan.predicted = None if cost is None else cost.predict(*shape_of(plan))
             began = self.clock()
             try:
                 rows = self.rows(plan)

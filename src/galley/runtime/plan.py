@@ -21,13 +21,15 @@ class Plan:
     follow its ``computed`` ones; logits are wanted for the last of them iff that completes its known tokens.
     """
 
-    __slots__ = ("decodes", "now", "rows", "step", "tokens")
+    __slots__ = ("decodes", "now", "predicted", "rows", "step", "tokens")
 
     def __init__(self, step: int, now: float = 0.0) -> None:
         self.step = step
         self.now = now
         self.decodes = 0
         """Rows of one token that is not a prompt's, for the measured service rate."""
+        self.predicted: float | None = None
+        """Seconds it should take, where a cost model says."""
         self.rows: dict[Job, int] = {}
         self.tokens = 0
 

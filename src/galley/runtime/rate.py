@@ -1,5 +1,7 @@
 """What the machine has been seen to do: seconds of a step by what was in it."""
 
+from galley.runtime.cost import CostModel
+
 __all__ = ["ServiceRate"]
 
 DECAY = 0.98
@@ -13,21 +15,40 @@ ENOUGH = 8
 
 
 class ServiceRate:
-    """Seconds of a step as ``start + prompt·(prompt tokens) + output·(decode rows)``, fitted as steps come.
+    """How long a given amount of waiting work will take.
 
-    Least squares with exponential forgetting; a coefficient that would be negative is left out. From it, how
-    long a given amount of waiting work will take. O(1) a step. Pure: times are arguments.
+    With a cost model T(n), a step is what that says for its shape, times ``pace``: how much longer the steps
+    of late have taken than it said, from the end of one to the end of the next, so that what lies between
+    two steps and what others take of the machine are in it. Without one, seconds of a step are
+    ``start + prompt·(prompt tokens) + output·(decode rows)``, fitted as steps come: least squares with
+    exponential forgetting, a coefficient that would be negative left out. O(1) a step. Pure: times are
+    arguments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cost: CostModel | None = None) -> None:
+        self.cost = cost
         self.steps = 0
         self.output_tokens = FIRST_OUTPUT
         """Tokens of an answer, a moving mean."""
+        self.length = FIRST_OUTPUT
+        """Tokens of prompt and answer, a moving mean."""
+        self._ended = 0
+        self._took = self._said = 0.0
         self._ata = [0.0] * 6  # upper triangle: 11, 12, 13, 22, 23, 33
         self._atb = [0.0] * 3
 
-    def observe(self, prompt: int, rows: int, seconds: float) -> None:
-        """One step took so long.
+    @property
+    def known(self) -> bool:
+        """Whether ``seconds`` has anything to say."""
+        return self.cost is not None or self.steps >= ENOUGH
+
+    @property
+    def pace(self) -> float:
+        """What steps take of late over what the cost model says; 1 before any."""
+        return self._took / self._said if self._said else 1.0
+
+    def observe(self, prompt: int, rows: int, seconds: float, predicted: float | None = None) -> None:
+        """One step took so long, and was to take ``predicted``.
 
         Clocks that stand still or jump backwards tell nothing. A step that took far longer than it should
         have (the process was stopped, the machine slept) counts only as ``OUTLIER`` times that.
@@ -38,27 +59,48 @@ class ServiceRate:
             start, each, row = self._fit()
             seconds = min(seconds, OUTLIER * (start + prompt * each + rows * row) or seconds)
         self.steps += 1
+        if predicted:
+            took = min(seconds, OUTLIER * predicted * self.pace)
+            self._took = DECAY * self._took + took
+            self._said = DECAY * self._said + predicted
         x, y = float(prompt), float(rows)
         new = (1.0, x, y, x * x, x * y, y * y)
         self._ata = [DECAY * old + value for old, value in zip(self._ata, new, strict=True)]
         self._atb = [DECAY * old + value * seconds for old, value in zip(self._atb, (1.0, x, y), strict=True)]
 
-    def ended(self, tokens: int) -> None:
-        """A job ended with so many tokens drawn."""
-        self.output_tokens += 0.05 * (tokens - self.output_tokens)
+    def ended(self, tokens: int, length: int) -> None:
+        """A job ended with so many tokens drawn, of so many in all."""
+        self._ended += 1
+        weight = max(0.05, 1.0 / self._ended)
+        self.output_tokens += weight * (tokens - self.output_tokens)
+        self.length += weight * (length - self.length)
 
-    def seconds(self, prompt: float, output: float, *, budget: int, slots: int) -> float | None:
-        """Time to serve so many waiting prompt and output tokens; None before enough has been seen.
+    def seconds(
+        self, prompt: float, output: float, *, budget: int, slots: int, rows: int = 0
+    ) -> float | None:
+        """Time to serve so many waiting prompt and output tokens; None before anything is known.
 
         Args:
-            budget: tokens of a step. slots: jobs that run at once.
+            budget: tokens of a step. slots: jobs that run at once. rows: those that decode meanwhile.
         """
-        if self.steps < ENOUGH:
+        if not self.known:
             return None
-        start, each, row = self._fit()
         # Full steps: either the slots or the token budget are what runs out.
-        steps = max(output / slots, (prompt + output) / budget)
-        return steps * start + prompt * each + output * row
+        steps = max(output / slots, (prompt + output) / budget, prompt / max(1, budget - rows))
+        if not steps:
+            return 0.0
+        decodes = max(output / steps, float(rows))
+        if self.cost is None:
+            start, each, row = self._fit()
+            return steps * start + prompt * each + steps * decodes * row
+        chunk = prompt / steps
+        one = self.cost.predict(
+            max(1, round(min(budget, chunk + decodes))),
+            round(decodes * self.length),
+            round(decodes),
+            round(chunk * self.length / 2),
+        )
+        return steps * one * self.pace
 
     def _fit(self) -> tuple[float, float, float]:
         a11, a12, a13, a22, a23, a33 = self._ata

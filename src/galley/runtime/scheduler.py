@@ -76,13 +76,13 @@ class Scheduler:
         self.max_jobs = max_jobs
         self.model_key = model_key
         self.policy = policy or Policy()
-        self.costs, self.cost = costs or Costs(), cost
+        self.costs = costs or Costs()
         self.counters = Counters()
         self.tree = Tree(Pool(num_blocks), block_size)
         self.admission = Admission(self.tree, self.policy, vocab=vocab, context=context)
         self.fairness = fairness or Fairness()
         self.queue = Queue(fairness=self.fairness)
-        self.rate = ServiceRate()
+        self.rate = ServiceRate(cost)
         limits = {"budget": token_budget, "slots": max_jobs, "max_queue": max_queue}
         self.gate = Gate(self.queue, self.rate, max_wait_s=max_wait_s, **limits)
         self.intake = Intake(self)
@@ -94,12 +94,22 @@ class Scheduler:
         self.epoch = 0
         self._sequence = 0
         self.urgent = 0  # live jobs of the latency-critical class
+        self._turned: float | None = None  # when the last step ended, if others were waiting for the next
         self._inflight: Plan | None = None
         self._out: list[StepOut] = []
 
     @property
     def pool(self) -> Pool:
         return self.tree.pool
+
+    @property
+    def cost(self) -> CostModel | None:
+        """What a step takes, where known; the gate reckons with it."""
+        return self.rate.cost
+
+    @cost.setter
+    def cost(self, model: CostModel | None) -> None:
+        self.rate.cost = model
 
     @property
     def inflight(self) -> bool:
@@ -144,7 +154,7 @@ class Scheduler:
             raise InvalidRequest(f"job id {job_id!r} is in use", param="job_id")
         if not checked:
             self.admission.refuse(prompt, params)
-            self.gate.admit(tenant, terms.get("max_queue_s"), running=len(self.running))
+            self.gate.admit(tenant, terms.get("max_queue_s"), now=now, running=len(self.running))
         cache = terms.get("cache")
         job = Job(
             job_id,
@@ -290,7 +300,10 @@ class Scheduler:
         counters.steps += 1
         counters.rows += row + 1
         counters.computed_tokens += plan.tokens
-        self.rate.observe(plan.tokens - plan.decodes, plan.decodes, now - plan.now)
+        # From the end of the last step, so that what lies between two of them counts.
+        began = plan.now if self._turned is None else self._turned
+        self.rate.observe(plan.tokens - plan.decodes, plan.decodes, now - began, plan.predicted)
+        self._turned = now if self.jobs else None
 
     def _accept(self, job: Job, token: int, row: int, drawn: Drawn, now: float) -> None:
         """One drawn token becomes known and goes out, with those that its grammar forces."""
@@ -370,7 +383,7 @@ class Scheduler:
         job.held_by = None
         job.meter.finished = now
         self.counters.finished += 1
-        self.rate.ended(job.meter.completion_tokens)
+        self.rate.ended(job.meter.completion_tokens, len(job.tokens))
         self.urgent -= job.tier == URGENT
         del self.jobs[job.id]
         if not self.jobs:

@@ -125,7 +125,14 @@ def test_another_attempt_extends_the_reservation(store: Store) -> None:
 
     def more(number: int, pico: int) -> Extension:
         return Extension(
-            id="a", number=number, need=Amount(pico), price=PRICE, provider="q", model="m", now_us=1
+            id="a",
+            number=number,
+            need=Amount(pico),
+            price=PRICE,
+            provider="q",
+            model="m",
+            local=True,
+            now_us=1,
         )
 
     (ok,) = store.apply([more(1, 40)])

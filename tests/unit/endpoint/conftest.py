@@ -7,8 +7,10 @@ import httpx
 import pytest
 
 from galley.audit.receipts import ReceiptStore
+from galley.economics.price import FREE
 from galley.endpoint.app import build_app
 from galley.endpoint.state import State
+from galley.router.catalog import Catalog
 from galley.router.router import Router
 from tests.unit.endpoint.fake import FakeProvider
 
@@ -19,7 +21,10 @@ class Desk:
     def __init__(self, path: Path, provider: FakeProvider, **options: object) -> None:
         self.provider = provider
         self.store = ReceiptStore(path / "receipts.db", batch_s=0.001)
-        self.router = Router([provider], self.store, aliases={"fake": "fake-1b"})
+        self.ledger = options.pop("ledger", None)
+        own = options.pop("own", FREE)
+        catalog = Catalog({"fake": "fake-1b"}, own=own)
+        self.router = Router([provider], self.store, catalog=catalog, ledger=self.ledger)
         self.state = State(path / "home", options.pop("keeping", None))
         self.app = build_app(self.router, self.store, state=self.state, **options)
         self.http = httpx.AsyncClient(
@@ -51,6 +56,8 @@ def open_desk(tmp_path: Path):
     for desk in desks:
         desk.store.close()
         desk.state.close()
+        if desk.ledger is not None:
+            desk.ledger.close()
 
 
 @pytest.fixture

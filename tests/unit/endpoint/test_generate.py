@@ -22,7 +22,7 @@ async def test_chat_whole(desk):
     assert body["choices"] == [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "Hello wörld", "refusal": None},
+            "message": {"role": "assistant", "content": "Hello wörld", "refusal": None, "annotations": []},
             "logprobs": None,
             "finish_reason": "stop",
             "stop_reason": None,

@@ -25,7 +25,7 @@ async def test_whole_message(desk):
     )
     body = response.json()
     assert body["type"] == "message" and body["role"] == "assistant" and body["stop_reason"] == "end_turn"
-    assert body["content"] == [{"type": "text", "text": "Hello wörld"}]
+    assert body["content"] == [{"type": "text", "text": "Hello wörld", "citations": None}]
     assert body["usage"]["output_tokens"] == 3 and body["usage"]["input_tokens"] == 23
     request = desk.provider.seen[-1]
     assert request.messages[0] == {"role": "system", "content": "be kind"}
@@ -53,7 +53,8 @@ async def test_thinking_text_and_tools(open_desk):
     desk = open_desk(FakeProvider(script=CALLS))
     body = (await ask(desk)).json()
     assert [b["type"] for b in body["content"]] == ["thinking", "text", "tool_use", "tool_use"]
-    assert body["content"][2] == {"type": "tool_use", "id": "call_a", "name": "f", "input": {"x": 1}}
+    called = {"type": "tool_use", "id": "call_a", "name": "f", "input": {"x": 1}}
+    assert body["content"][2] == {**called, "caller": {"type": "direct"}}
     assert body["stop_reason"] == "tool_use"
     got = events((await ask(desk, stream=True)).text)
     starts = [e["content_block"] for e in got if e["type"] == "content_block_start"]

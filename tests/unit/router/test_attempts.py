@@ -86,10 +86,15 @@ async def test_a_failure_before_the_commit_point_is_invisible(bad, stream):
     assert receipt.status == "ok" and receipt.route.provider == "b"
     assert [x.outcome for x in receipt.attempts] == ["failed", "won"] and receipt.attempts[0].kind
     assert receipt.route.candidates == ["big@a", "big@b"]
-    assert {line["kind"]: line["pico"] for line in receipt.price_lines} == {
+    served = [line for line in receipt.price_lines if "attempt" not in line]
+    assert {line["kind"]: line["pico"] for line in served} == {
         "input": 11 * 1_000_000,
         "output": 6 * 2_000_000,
     }
+    # What failed after the prompt had been taken is billed by its upstream, and shown.
+    lost = [line["pico"] for line in receipt.price_lines if line.get("attempt") == "big@a"]
+    assert sum(lost) == receipt.attempts[0].pico
+    assert bool(lost) == (receipt.attempts[0].kind in ("timeout", "protocol"))
 
 
 async def test_client_errors_are_not_retried():

@@ -3,6 +3,7 @@
 import pytest
 
 from galley.errors import DeadlineExceeded, Overloaded, TooManyRequests
+from galley.runtime.cost import CostModel
 from galley.runtime.queue import Waiting
 from galley.runtime.rate import ENOUGH, ServiceRate
 from tests.fake import Bench, FakeBackend
@@ -67,23 +68,31 @@ def test_rate_counts_full_steps():
     assert rate.seconds(5120, 0, budget=512, slots=10) == pytest.approx(10 * 0.004 + 5120 * 0.0005, rel=0.05)
 
 
+MODEL = CostModel(sizes=(1, 16, 64, 512), seconds=(0.004, 0.006, 0.016, 0.2), context_s=1e-6, chunk_s=2e-8)
+
+
 class Timed(Bench):
-    """A bench on whose clock a step takes what ``cost`` says."""
+    """A bench on whose clock a step takes what ``cost`` says; with a ``slow``, that times what ``MODEL`` says
+    of the step's shape."""
 
-    def step(self):
-        outs = super().step()
-        self.now -= 1.0
-        return outs
+    tick = 0.0
 
-    def __init__(self, **limits):
+    def __init__(self, slow: float | None = None, **limits):
         super().__init__(FakeBackend(num_blocks=2048), **limits)
         run = self.backend.run
 
         def timed(rows):
             lengths = [b - a for a, b in zip(rows.seq_start, rows.seq_start[1:], strict=False)]
             prompt = sum(n for n in lengths if n > 1)
-            run(rows)
-            self.now += cost(prompt, sum(n == 1 for n in lengths))
+            if slow is None:
+                run(rows)
+                self.now += cost(prompt, sum(n == 1 for n in lengths))
+                return
+            self.backend.rows = [b"any" for _ in rows.out]  # what is drawn is no matter here
+            pairs = list(zip(rows.context, lengths, strict=True))
+            decoding = sum(at for at, n in pairs if n == 1)
+            chunked = sum(at * n for at, n in pairs if n > 1)
+            self.now += slow * MODEL.predict(sum(lengths), decoding, len(rows.out), chunked)
 
         self.backend.run = timed
 
@@ -195,5 +204,79 @@ def test_what_is_on_its_way_counts():
     for _ in range(5):
         inbox["local"].more(100)
     with pytest.raises(Overloaded):
-        bench.scheduler.gate.admit("local", inbox=inbox)
-    bench.scheduler.gate.admit("local")
+        bench.scheduler.gate.admit("local", now=bench.now, inbox=inbox)
+    bench.scheduler.gate.admit("local", now=bench.now)
+
+
+def test_can5_with_a_cost_model_the_gate_knows_before_the_first_step():
+    bench = Timed(slow=1.0, cost=MODEL, max_wait_s=1.0, max_jobs=8, token_budget=64)
+    admitted = 0
+    with pytest.raises(Overloaded):
+        for _ in range(1000):
+            busy(bench, 1)
+            admitted += 1
+    assert admitted < 100 and not bench.plans
+    last = bench.scheduler.jobs[f"local{bench.count - 1}"]
+    bench.run()
+    waited = last.meter.first_scheduled - last.meter.arrived
+    # Careful at first: an answer is taken to be long until one has ended.
+    assert 0.3 <= waited <= 1.35
+
+
+@pytest.mark.parametrize("slow", [0.5, 1.0, 3.0], ids=lambda slow: f"machine-at-{slow}-of-the-model")
+def test_can5_the_cost_model_is_corrected_by_what_steps_take_of_late(slow):
+    bench = Timed(slow=slow, cost=MODEL, max_wait_s=1.0, max_jobs=8, token_budget=64)
+    busy(bench, 8)
+    bench.run()
+    assert bench.scheduler.rate.pace == pytest.approx(slow, rel=0.02)
+    with pytest.raises(Overloaded):
+        busy(bench, 1000)
+    last = bench.scheduler.jobs[f"local{bench.count - 1}"]
+    bench.run()
+    waited = last.meter.first_scheduled - last.meter.arrived
+    assert waited == pytest.approx(1.0, rel=0.35)
+
+
+def test_can5_time_between_two_steps_counts():
+    """What the engine thread waits for between two steps delays everybody as much as a step."""
+    bench = Timed(slow=1.0, cost=MODEL, max_jobs=8, token_budget=64)
+    busy(bench, 16)
+    while bench.scheduler.busy:
+        bench.step()
+        bench.now += 0.02
+    assert bench.scheduler.rate.pace > 2.0
+
+
+def test_can5_who_comes_back_when_told_is_let_in():
+    """A burst of ten times what may wait. Everybody refused comes back once, at the time he was told: nearly
+    all are let in then, and nobody waits much longer than was promised."""
+    bench = Timed(slow=1.3, cost=MODEL, max_wait_s=0.5, max_jobs=8, token_budget=64)
+    busy(bench, 8)
+    bench.run()
+    told, again, let_in = [], [0, 0], []
+
+    def ask() -> float | None:
+        try:
+            busy(bench, 1)
+        except Overloaded as error:
+            return error.retry_after_s
+        let_in.append(bench.scheduler.jobs[f"local{bench.count}"])
+        return None
+
+    for _ in range(200):
+        later = ask()
+        if later is not None:
+            told.append(bench.now + later)
+    assert len(told) > 100 and len(set(told)) == len(told), "each his own time"
+    told.sort()
+    while told or bench.scheduler.busy:
+        while told and told[0] <= bench.now:
+            told.pop(0)
+            again[ask() is not None] += 1
+        if bench.scheduler.busy:
+            bench.step()
+        else:
+            bench.now = told[0]
+    assert again[0] >= 0.9 * sum(again), again
+    late = sorted(job.meter.first_scheduled - job.meter.arrived for job in let_in)
+    assert late[int(0.95 * len(late))] <= 2 * 0.5

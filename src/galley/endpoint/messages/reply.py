@@ -24,6 +24,9 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "cache_read_input_tokens": usage.cached_tokens,
         "cache_creation": {"ephemeral_5m_input_tokens": written, "ephemeral_1h_input_tokens": 0},
         "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
+        "server_tool_use": None,
+        "inference_geo": None,
         "service_tier": "standard",
     }
 
@@ -86,6 +89,8 @@ class MessageReply:
             "content": content,
             "stop_reason": reason,
             "stop_sequence": stop,
+            "stop_details": None,
+            "container": None,
             "usage": usage,
         }
 
@@ -114,8 +119,9 @@ class MessageReply:
             # Nothing is signed here: the thought is in the open.
             return {"type": "thinking", "thinking": text, "signature": ""}
         if block.kind == "tool":
-            return {"type": "tool_use", "id": block.id, "name": block.name, "input": read_input(text)}
-        return {"type": "text", "text": text}
+            call = {"type": "tool_use", "id": block.id, "name": block.name, "input": read_input(text)}
+            return {**call, "caller": {"type": "direct"}}
+        return {"type": "text", "text": text, "citations": None}
 
     def _written(self, each: Event) -> bytes:
         block = each.block

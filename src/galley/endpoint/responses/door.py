@@ -228,7 +228,11 @@ def shown(body: dict[str, Any], request: Request, *, store: bool) -> dict[str, A
         "temperature": request.params.temperature,
         "text": {"format": text.get("format") or {"type": "text"}},
         "tool_choice": body.get("tool_choice") or "auto",
-        "tools": body.get("tools") or [],
+        "tools": [
+            {"description": None, "parameters": None, "strict": False}
+            | {key: value for key, value in tool.items() if value is not None}
+            for tool in body.get("tools") or []
+        ],
         "top_logprobs": body.get("top_logprobs") or 0,
         "top_p": request.params.top_p,
         "presence_penalty": request.params.presence_penalty,

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from galley.endpoint.pieces import Block, Blocks, Event
-from galley.endpoint.reply import Options, finite
+from galley.endpoint.reply import Options, finite, spelling
 from galley.errors import GalleyError
 from galley.router.router import Answer
 from galley.types import Delta, TokenLogprob, Usage
@@ -208,11 +208,12 @@ class ResponseReply:
         if not entries:
             return []
 
-        def one(id: int, logprob: float) -> dict[str, Any]:
-            text, raw = self._answer.provider.token(id)
-            return {"token": text, "logprob": finite(logprob), "bytes": list(raw)}
+        def one(token: tuple[str, bytes], logprob: float) -> dict[str, Any]:
+            return {"token": token[0], "logprob": finite(logprob), "bytes": list(token[1])}
 
-        return [
-            {**one(e.token_id, e.logprob), "top_logprobs": [one(i, value) for i, value in e.top]}
-            for e in entries
-        ]
+        found = []
+        for entry in entries:
+            token, *others = spelling(entry, self._answer.provider.token)
+            top = [one(other, value) for other, (_, value) in zip(others, entry.top, strict=True)]
+            found.append({**one(token, entry.logprob), "top_logprobs": top})
+        return found

@@ -13,7 +13,7 @@ from galley.runtime.processors import Processors
 if TYPE_CHECKING:
     from galley.model.gguf import GGUF
 
-KERNEL_REVISION = 4
+KERNEL_REVISION = 5
 """Raised whenever a kernel, layout or reduction order changes the bits of a result."""
 
 
