@@ -96,6 +96,20 @@ class Receipts(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
 
 
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """The tamper-evident log of requests."""
+
+    mode: str
+    """``off``; ``on``: entries follow within moments; ``strict``: no log, no tokens."""
+    folder: Path
+    signing_key: Path
+    """The log's private key. It does not belong where the log is readable to others."""
+    origin: str | None
+    """Name of the log, fixed when its key is made; None makes one at random."""
+    checkpoint_s: float
+    """Seconds between signed checkpoints while there is something new."""
+
+
 class Routing(msgspec.Struct, frozen=True, kw_only=True):
     """Which models and providers there are besides the model served, and the policy among them."""
 
@@ -131,6 +145,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     kv: KV
     state: StateSettings
     receipts: Receipts
+    audit: Audit
     ledger: LedgerSettings
     router: Routing
     pull: Pull
@@ -213,6 +228,8 @@ def load(
         origins[key] = origin
     resolved["home"] = resolved["home"] or home
     resolved["receipts.path"] = resolved["receipts.path"] or resolved["home"] / "receipts.db"
+    resolved["audit.folder"] = resolved["audit.folder"] or resolved["home"] / "audit"
+    resolved["audit.signing_key"] = resolved["audit.signing_key"] or resolved["home"] / "audit.key"
     resolved["kv.disk_path"] = resolved["kv.disk_path"] or resolved["home"] / "kv"
     return Config(
         home=resolved["home"],
@@ -222,6 +239,7 @@ def load(
         kv=KV(**_section(resolved, "kv")),
         state=StateSettings(**_section(resolved, "state")),
         receipts=Receipts(**_section(resolved, "receipts")),
+        audit=Audit(**_section(resolved, "audit")),
         ledger=LedgerSettings(**_section(resolved, "ledger")),
         router=Routing(**_section(resolved, "router")),
         pull=Pull(**_section(resolved, "pull")),

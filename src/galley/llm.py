@@ -14,6 +14,7 @@ import msgspec
 
 from galley.audit.assemble import assemble, receipt_id
 from galley.audit.receipts import ReceiptStore
+from galley.audit.scribe import Scribe
 from galley.config import load
 from galley.errors import GalleyError, InvalidRequest
 from galley.model.model import Model
@@ -107,6 +108,9 @@ class LLM:
             self._compiler = running.provider.toolbox.compiler
             own = contextlib.closing(ReceiptStore(config.receipts.path))
             self._receipts = receipts or opened.enter_context(own)
+            self._scribe = Scribe.opened(self._receipts, **msgspec.structs.asdict(config.audit))
+            if self._scribe is not None:
+                opened.callback(self._scribe.close)
             self._capture = config.receipts.capture
             self._closed = False
             self._opened = opened.pop_all()
@@ -239,13 +243,18 @@ class LLM:
             )
             if compiled is not None and compiled.relaxed:
                 request = msgspec.structs.replace(request, clamped=one.changed | compiled.relaxed)
-            runs.append(Run(request, one, self.model, self.engine.finish, compiled))
+            witness = self._scribe is not None
+            runs.append(Run(request, one, self.model, self.engine.finish, compiled, witness=witness))
         return self._drive(runs)
 
     def _drive(self, runs: "list[Run]") -> list[Result]:
         """Run all to the end in this thread. Every run leaves its receipt, whatever happens."""
         stopped: BaseException | None = None
         started = time.monotonic()
+        if self._scribe is not None:
+            for begun in [self._scribe.begin(run.request, run.receipt_id) for run in runs]:
+                if begun is not None:
+                    begun.result()
         try:
             for run in runs:
                 for lane in range(run.request.params.n):
@@ -273,7 +282,7 @@ class LLM:
         if error is not None and not isinstance(error, Exception):
             status = "cancelled"  # KeyboardInterrupt and its like
         receipt = assemble(
-            receipt_id=receipt_id(),
+            receipt_id=run.receipt_id,
             request=run.request,
             route=Route(model=self.model.name, provider="local", rule="fixed", reason="in-process"),
             digests=self._provider.digests,
@@ -287,7 +296,12 @@ class LLM:
             output=run.meter.output(),
             output_ids=run.meter.output_ids(),
         )
-        self._receipts.record(receipt)
+        if self._scribe is None:
+            self._receipts.record(receipt)
+            return receipt
+        accounted = self._scribe.put(receipt, run.request, run.meter.pieces)
+        if accounted is not None and stopped is None:
+            accounted.result()
         return receipt
 
 
@@ -321,11 +335,14 @@ class Run:
         model: Model,
         finish: Callable[[str], None],
         compiled: Compiled | None,
+        *,
+        witness: bool = False,
     ) -> None:
         self.request = request
+        self.receipt_id = receipt_id()
         self._compiled = compiled
         self.asked = asked
-        self.meter = Meter(capture=request.capture)
+        self.meter = Meter(capture=request.capture, witness=witness)
         self.error: GalleyError | None = None
         self.choices: dict[str, list[Delta]] = {}
         self._texts = [ChoiceText(model, asked.ids, request.params, i) for i in range(request.params.n)]

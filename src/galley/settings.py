@@ -246,6 +246,37 @@ SETTINGS: dict[str, Setting] = {
             "receipt database; default: HOME/receipts.db",
         ),
         Setting(
+            "audit.mode",
+            "GALLEY_AUDIT",
+            values.one_of("off", "on", "strict"),
+            "off",
+            "tamper-evident log of requests; strict: no log, no tokens; needs the extra audit",
+        ),
+        Setting(
+            "audit.folder", "GALLEY_AUDIT_FOLDER", values.path, None, "the audit log; default: HOME/audit"
+        ),
+        Setting(
+            "audit.signing_key",
+            "GALLEY_AUDIT_SIGNING_KEY",
+            values.path,
+            None,
+            "file of the audit log's private key, made when missing; default: HOME/audit.key",
+        ),
+        Setting(
+            "audit.origin",
+            "GALLEY_AUDIT_ORIGIN",
+            values.text,
+            None,
+            "name of the audit log, taken when its key is made, such as example.com/log; default: random",
+        ),
+        Setting(
+            "audit.checkpoint_s",
+            "GALLEY_AUDIT_CHECKPOINT_S",
+            values.seconds,
+            1.0,
+            "seconds between signed checkpoints of the audit log",
+        ),
+        Setting(
             "ledger.enabled",
             "GALLEY_LEDGER",
             values.boolean,

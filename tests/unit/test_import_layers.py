@@ -158,7 +158,7 @@ def test_pure_core_reaches_no_numpy(name: str) -> None:
 
 PROJECT = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DEPENDENCIES = [re.split(r"[<>=!~;\[ ]", line, maxsplit=1)[0] for line in PROJECT["dependencies"]]
-OPTIONAL = {"huggingface_hub", "llguidance", "tqdm"}
+OPTIONAL = {"cryptography", "huggingface_hub", "llguidance", "tqdm"}
 """Imported lazily, with an error that tells what to install."""
 
 

@@ -118,6 +118,11 @@ class ReceiptStore:
         if late:
             self._fail([receipt], "the store is closed")
 
+    def hold(self, receipt: Receipt) -> None:
+        """Show a receipt that will be recorded shortly, by whoever adds the last of it (``audit.scribe``)."""
+        with self._lock:
+            self._unsaved[receipt.id] = receipt
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything recorded so far is committed or has failed loudly. False on timeout."""
         with self._lock:

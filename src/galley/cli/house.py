@@ -6,8 +6,10 @@ import uuid
 from typing import Any, Self
 
 import click
+import msgspec
 
 from galley.audit.receipts import ReceiptStore
+from galley.audit.scribe import Scribe
 from galley.config import Config
 from galley.model.store import Store
 from galley.providers.opened import EngineOptions, Opened, disk_options
@@ -30,6 +32,9 @@ class House:
             # Receipts are closed last: the engine's end is the last to write any.
             receipts = ReceiptStore(config.receipts.path)
             opened.callback(receipts.close)
+            scribe = Scribe.opened(receipts, **msgspec.structs.asdict(config.audit))
+            if scribe is not None:
+                opened.callback(scribe.close)
             disk, costs = disk_options(config), config.home / "cost"
             running = Opened(entry.path, entry.name, options, disk=disk, costs=costs)
             opened.callback(running.close)
@@ -39,7 +44,7 @@ class House:
             self.model = running.model
             self.provider = running.provider
             self.engine = running.engine
-            self.router = Router([running.provider], receipts)
+            self.router = Router([running.provider], receipts, auditor=scribe)
             self._capture = config.receipts.capture
             self._opened = opened.pop_all()
 

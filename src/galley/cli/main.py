@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ps": ("galley.cli.ps:ps", "Show which models a running server has in memory."),
     "fit": ("galley.cli.fit:fit", "Say what context and concurrency of a model fit, before loading it."),
     "cache": ("galley.cli.cache:cache", "Pin, list and drop prompt prefixes kept on disk."),
+    "audit": ("galley.cli.audit:audit", "Verify, prove from, export and erase in the audit log."),
     "budget": ("galley.cli.budget:budget", "Set and show limits on money, tokens, requests and concurrency."),
     "ledger": ("galley.cli.ledger:ledger", "Look into the ledger of every request's money."),
     "keys": ("galley.cli.keys:keys", "Make, list and revoke API keys."),

@@ -272,9 +272,10 @@ class Pages:
         """200 while the process serves at all; the details say how well."""
         store = self._receipts
         router = self._router
+        whole = store.fault is None and (router.auditor is None or router.auditor.fault is None)
         return respond(
             {
-                "status": "ok" if store.fault is None and router.state != "failed" else "degraded",
+                "status": "ok" if whole and router.state != "failed" else "degraded",
                 "state": router.state,
                 "failure": router.failure,
                 "version": __version__,
@@ -285,6 +286,9 @@ class Pages:
                     "duplicates": store.duplicates,
                     "fault": store.fault,
                 },
+                "audit": None
+                if router.auditor is None
+                else {"failures": router.auditor.failures, "fault": router.auditor.fault},
             }
         )
 
@@ -303,6 +307,9 @@ class Pages:
         gauges = {
             "galley:receipt_failures_total": float(self._receipts.failures),
             "galley:receipt_duplicates_total": float(self._receipts.duplicates),
+            "galley:audit_failures_total": float(
+                0 if self._router.auditor is None else self._router.auditor.failures
+            ),
             "galley:active_requests": float(self._router.active),
             "galley:ready": float(self._router.state == "ready"),
         }

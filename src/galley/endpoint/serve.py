@@ -3,18 +3,19 @@
 import asyncio
 import gc
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
+import msgspec
 import uvicorn
 import uvloop
 
 from galley import __version__
 from galley.audit.receipts import ReceiptStore
+from galley.audit.scribe import Scribe
 from galley.config import Config, secret
 from galley.economics.ledger import Ledger
 from galley.economics.price import own_price
@@ -22,6 +23,7 @@ from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
 from galley.endpoint.keys import KeyStore
+from galley.endpoint.listener import bind
 from galley.endpoint.ollama.facts import FactsBook
 from galley.endpoint.ollama.routes import ollama_routes
 from galley.endpoint.protocol import Listener, Protocol
@@ -139,9 +141,9 @@ class Server:
         kept = config.ledger
         self.ledger = Ledger.at(config.home, kept.url, strict=kept.strict) if kept.enabled else None
         self._outside: list[RemoteProvider] = []
-        self.router = Router(
-            [], self.receipts, catalog=catalog or Catalog(aliases, own=self._own), ledger=self.ledger
-        )
+        self.scribe = Scribe.opened(self.receipts, **msgspec.structs.asdict(config.audit))
+        whole = catalog or Catalog(aliases, own=self._own)
+        self.router = Router([], self.receipts, catalog=whole, ledger=self.ledger, auditor=self.scribe)
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         if entry is None and not self._outside:
@@ -242,12 +244,15 @@ class Server:
             for provider in self._outside:
                 provider.close()
             await self.fleet.close()
+            if self.scribe is not None:
+                await asyncio.to_thread(self.scribe.close)
             self.receipts.close()
             if self.ledger is not None:
                 await asyncio.to_thread(self.ledger.close)
         if self._failure is not None:
             raise self._failure
         whole = self.receipts.fault is None and not self.router.active
+        whole = whole and (self.scribe is None or self.scribe.fault is None)
         say("stopped; every receipt is written" if whole else "stopped, with faults")
 
     async def _load(self) -> None:
@@ -286,6 +291,9 @@ class Server:
         gc.freeze()
         spent = time.monotonic() - self._began
         say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
+        if self.scribe is not None:
+            audit = self.config.audit
+            say(f"audit log {audit.mode}: {self.scribe.log.size} entries in {audit.folder}")
 
     def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
         def opener(kept: Model | None) -> Opened:
@@ -417,16 +425,3 @@ def stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return state.st_mtime_ns, state.st_size
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ConfigError when the address cannot be had."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-            param="server.port",
-            hint="Another server may be running; try --port 0.",
-        ) from error

@@ -82,13 +82,16 @@ class Meter:
         kept: completion tokens delivered, by choice (TXT-4: none after a stop string).
         finish: finish reason of each choice that ended well.
         text, ids: pieces of text and token ids by choice, only when ``capture``.
+        pieces: every delta by choice, only when ``witness``: the audit log commits to them.
         estimated: the token counts are our own estimate, because the upstream gave none.
         reasoning: reasoning tokens delivered, by choice.
         warnings: what went wrong in reading the outputs.
     """
 
-    def __init__(self, *, capture: bool = False) -> None:
+    def __init__(self, *, capture: bool = False, witness: bool = False) -> None:
         self.capture = capture
+        self.witness = witness
+        self.pieces: dict[int, list[Delta]] = {}
         self.estimated = False
         self.jobs: dict[int, Metered] = {}
         self.kept: dict[int, int] = {}
@@ -106,6 +109,8 @@ class Meter:
         if delta.reasoning_tokens:
             self.reasoning[delta.index] = self.reasoning.get(delta.index, 0) + delta.reasoning_tokens
         self.warnings += [f"choice {delta.index}: {warning}" for warning in delta.warnings]
+        if self.witness:
+            self.pieces.setdefault(delta.index, []).append(delta)
         if self.capture:
             self.text.setdefault(delta.index, []).append(delta.text)
             self.ids.setdefault(delta.index, []).extend(delta.token_ids)

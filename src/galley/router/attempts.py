@@ -82,6 +82,7 @@ class Pursuit:
         hedge_after_s: seconds without a commit after which a second offer is asked too; None takes the first
             offer's 95th percentile once it is known.
         deadline: monotonic.
+        witness: keep what is said, for the audit log.
         ask: the request as one candidate is to be asked.
         purse: covers every attempt before it starts.
 
@@ -104,6 +105,7 @@ class Pursuit:
         started: float,
         deadline: float,
         rng: random.Random,
+        witness: bool = False,
         ask: Ask = as_offered,
         purse: Purse | None = None,
     ) -> None:
@@ -121,6 +123,7 @@ class Pursuit:
         self._started = started
         self.deadline = deadline
         self._rng = rng
+        self._witness = witness
         self._tried: dict[str, int] = {}
         self._dead: set[str] = set()
         self._too_small = 0
@@ -309,7 +312,7 @@ class Pursuit:
         began = time.monotonic()
         card, provider = self._served(candidate)
         asked = self._ask(self.request, candidate)
-        meter = Meter(capture=asked.capture)
+        meter = Meter(capture=asked.capture, witness=self._witness)
         health.inflight += 1
         health.calls += 1
         outcome: bool | None = None
