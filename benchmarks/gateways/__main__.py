@@ -4,7 +4,8 @@
 
 Without --litellm or --portkey they are left out. Every round visits every target; what is reported is the
 median over rounds of gateway minus direct within the same round. Galley runs with an API key, receipts in
-SQLite, and a price limit that is checked for each request; the others as in their own quick starts.
+SQLite, a price limit that is checked for each request, and budgets in the ledger; and once more without the
+ledger. The others run as in their own quick starts.
 """
 
 import argparse
@@ -136,22 +137,28 @@ class Stand:
             }
         )
 
-    def galley(self, catalog: str = CATALOG) -> None:
-        """Galley as a router alone: no model of its own."""
-        home = self._folder / "home"
+    def galley(self, name: str, *, ledger: bool) -> None:
+        """Galley as a router alone: no model of its own. With the ledger a budget of the whole server and
+        one of every key are held, neither ever reached."""
+        home = self._folder / name
         home.mkdir()
-        (home / "catalog.toml").write_text(catalog.format(port=self.mock_port))
+        (home / "catalog.toml").write_text(CATALOG.format(port=self.mock_port))
+        program = [sys.executable, "-m", "galley.cli.main"]
+        for scope in ("server:all", "key:*") if ledger else ():
+            limits = ["budget", "set", scope, "--money-month", "1000000", "--requests-minute", "1000000"]
+            environment = {**os.environ, "GALLEY_HOME": str(home)}
+            subprocess.run([*program, *limits], check=True, env=environment, stdout=subprocess.DEVNULL)
         port = free_port()
-        command = [sys.executable, "-m", "galley.cli.main", "serve", "--model", "none", "--port", str(port)]
         self._add(
-            "galley",
-            command,
+            name,
+            [*program, "serve", "--model", "none", "--port", str(port)],
             port,
             "/ready",
             {"authorization": f"Bearer {KEY}"},
             GALLEY_HOME=str(home),
             GALLEY_CATALOG=str(home / "catalog.toml"),
             GALLEY_API_KEY=KEY,
+            GALLEY_LEDGER="true" if ledger else "false",
         )
 
     def litellm(self, binary: Path) -> None:
@@ -279,7 +286,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
         stand = Stand(folder, stack)
-        stand.galley()
+        stand.galley("galley", ledger=True)
+        stand.galley("galley without ledger", ledger=False)
         if wanted.portkey:
             stand.portkey(wanted.portkey)
         if wanted.litellm:
