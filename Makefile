@@ -14,15 +14,18 @@ PURE := $(filter 1 true TRUE yes on,$(GALLEY_PURE))
 SOAK ?= 50
 FUZZ_SECONDS ?= 1800
 
-.PHONY: help demo test lint bench conformance comply soak fuzz mutants install model clean
+.PHONY: help demo test lint bench conformance comply schema-suite soak fuzz mutants isa arm64 install model clean
 help:
 	@echo "make demo   install, pull $(MODEL), serve it, stream an answer, print its receipt"
 	@echo "make test   install, pull $(MODEL), run all tests"
 	@echo "make soak   1,500 kill -9 and restart cycles, the state machines, SOAK=$(SOAK) times as long, 100,000 decisions"
 	@echo "make fuzz   damaged bodies, model files and cache folders, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make mutants  break each rule in a copy: the test that names it must fail"
+	@echo "make isa    every instruction set against the portable kernels, bit by bit; the missing ones emulated"
+	@echo "make arm64  of these, arm64 alone (needs aarch64-linux-gnu-g++ and qemu-aarch64-static)"
 	@echo "make conformance  unmodified clients against the endpoint, each in an environment of its own"
 	@echo "make comply  the suites of llm-comply against a served $(MODEL)"
+	@echo "make schema-suite SUITE=FILE  every schema of the official tests that is accepted yields valid instances only"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the benchmarks against their peers (slow; measures, so leave the machine alone)"
 	@echo "make clean  remove the environment and build results (models stay)"
@@ -53,6 +56,11 @@ conformance: install
 	cd tests/conformance/node && npm ci --ignore-scripts --no-audit --no-fund
 	$(BIN)/python -m pytest tests/conformance $(PYTEST_ARGS)
 
+# The official tests of JSON Schema, as JSON lines (plain or gzipped) in SUITE, and what they refer to in REMOTES.
+schema-suite: $(VENV)/.installed
+	@test -n "$(SUITE)" || { echo "make schema-suite SUITE=FILE [REMOTES=FILE]"; exit 1; }
+	JSON_SCHEMA_SUITE=$(SUITE) JSON_SCHEMA_REMOTES=$(REMOTES) $(BIN)/python -m pytest tests/conformance/test_schema_suite.py $(PYTEST_ARGS)
+
 # The suites of llm-comply against a served model; minutes.
 comply: model
 	test -d .venv-comply || $(PYTHON) -m venv .venv-comply
@@ -70,6 +78,12 @@ fuzz: $(VENV)/.installed
 
 mutants: $(VENV)/.installed
 	$(BIN)/python -m tests.mutants
+
+isa: $(VENV)/.installed
+	GALLEY_ISA_PATHS=1 $(BIN)/python -m pytest tests/unit/backend/test_native_paths.py -v $(PYTEST_ARGS)
+
+arm64: $(VENV)/.installed
+	GALLEY_REQUIRE_ARM64=1 $(BIN)/python -m pytest tests/unit/backend/test_native_paths.py -k "arm64 and not agree" -v $(PYTEST_ARGS)
 
 install: $(VENV)/.installed
 

@@ -300,10 +300,11 @@ async def overload(given: argparse.Namespace) -> dict[str, Any]:
         rate = await sustainable(client, trace, given)
         result: dict[str, Any] = {"sustainable_per_s": rate, "phases": {}}
         say(f"sustainable: {rate:.2f} requests a second, {given.slots} at a time")
-        for times in given.times:
+        for place, times in enumerate(given.times, 1):
             before = server.rss
-            told = await client.open_loop(at_rate(trace, rate * times, given.seconds), "")
-            phase = row(told, given.seconds, given)
+            seconds = given.long if given.long and place == len(given.times) else given.seconds
+            told = await client.open_loop(at_rate(trace, rate * times, seconds), "")
+            phase = {"seconds": seconds, **row(told, seconds, given)}
             phase["rss_before"], phase["rss_after"] = before, server.rss
             result["phases"][f"{times:g}x"] = phase
             say(f"{times:g}x: {json.dumps(phase)}")
@@ -441,6 +442,7 @@ def main() -> None:
     )
     parser.add_argument("--times", type=float, nargs="+", default=[1.0, 2.0, 5.0, 10.0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
+    parser.add_argument("--long", type=float, help="seconds of the last phase, if others")
     parser.add_argument("--calibrate", type=float, default=10.0, help="seconds of the closed loop")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--wait", type=float, default=1.0, help="the server's --max-wait-s")

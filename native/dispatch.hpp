@@ -9,7 +9,7 @@ namespace galley {
 
 // Best first; "portable" is always last.
 std::vector<std::string> isa_available();
-// nullptr when unknown here.
+// nullptr for one that is unknown, or that this processor lacks.
 const Kernels* isa_find(const std::string& name);
 
 }  // namespace galley

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "kernels.hpp"
 
@@ -14,9 +15,10 @@
 #include "attend8.inc.hpp"
 #include "attend_span.inc.hpp"
 #include "sample.inc.hpp"
+#include "dots.inc.hpp"
 
 namespace GALLEY_NS {
 extern const Kernels table;
 const Kernels table = {GALLEY_NAME, kMaxTile, linear, quantise, rms_norm, silu_mul, rope, write_kv,
-                       attend, join, finish, argmax, log_sum_exp, draw};
+                       attend, join, finish, argmax, log_sum_exp, draw, dots};
 }  // namespace GALLEY_NS

@@ -8,14 +8,33 @@ namespace galley {
 // How a matrix is laid out after packing. Rows go in pairs of panels (2 x 16 rows); columns in pairs of groups
 // (2 x 32), so that every record is a whole number of cache lines and a thread reads one sequential stream:
 //   q4:    [group 2][panel 2][4 x 64 B nibbles]  then f16 d[group 2][panel 2][16] (then f16 m, same shape)
-//   q8:    [group 2][panel 2][8 x 64 B int8]     then the same scales
-//   q8s16: as q8, with f16 d[group 2][panel 2][half 2][16]: one scale per 16 columns (Q6_K)
+//   q5:    as q4, and [group 2][panel 2][64 B] of fifth bits between nibbles and scales; q5m with minima
+//   q6:    as q4, and [group 2][panel 2][half 2][64 B] of fifth and sixth bits; f16 d[group 2][panel 2][half 2][16]: one
+//          scale per 16 columns
+//   q8:    [group 2][panel 2][8 x 64 B int8]     then the same scales as q4
+//   q8m, q8s16: as q8, with the scales of q4m and of q6: what q5m and q6 become when many tokens wait (`wider`)
 // In a 64-byte vector, 32-bit lane r holds four consecutive columns of row r; a q4 byte holds column c in its low
 // and column c + 16 in its high nibble.
 //   f16, bf16, f32: [column][panel 2][16], columns not padded
-enum class Layout : int { q4, q4m, q8, q8m, q8s16, f16, bf16, f32 };
+enum class Layout : int { q4, q4m, q5, q5m, q6, q8, q8m, q8s16, f16, bf16, f32 };
 
 constexpr int kPanel = 16, kPair = 32, kGroup = 32, kSuper = 64;
+
+// What the record of a super-block (64 columns of a pair of panels) of a quantised layout consists of.
+struct Super {
+    int nibbles, above;    // bytes of nibbles, 0 where integers are bytes; bits above the nibble
+    bool minimum, halves;  // a minimum for each scale; a scale for each half group
+    constexpr explicit Super(Layout l)
+        : nibbles(l < Layout::q8 ? 1024 : 0), above(l == Layout::q6 ? 2 : l == Layout::q5 || l == Layout::q5m ? 1 : 0),
+          minimum(l == Layout::q4m || l == Layout::q5m || l == Layout::q8m), halves(l == Layout::q6 || l == Layout::q8s16) {}
+    constexpr int quants() const { return nibbles ? nibbles + 256 * above : 2048; }
+    constexpr int scales() const { return minimum || halves ? 256 : 128; }
+    constexpr int bytes() const { return quants() + scales(); }
+};
+// The layout of bytes that has the same scales; itself for others than q5, q5m and q6.
+constexpr Layout wider(Layout l) {
+    return l == Layout::q5 ? Layout::q8 : l == Layout::q5m ? Layout::q8m : l == Layout::q6 ? Layout::q8s16 : l;
+}
 
 struct Matrix {
     Layout layout = Layout::f32;
@@ -48,6 +67,8 @@ struct Acts {
     const float* x = nullptr;              // [tokens][ldx], always there
     size_t ldx = 0;
     Piece* pieces = nullptr;
+    // Room of the calling thread for a pair of panels in the layout `wider`, for q5, q5m and q6.
+    uint8_t* room = nullptr;
 };
 
 // Tokens are cut into ceil(T / limit) tiles whose sizes differ by at most one.
@@ -119,6 +140,9 @@ struct Kernels {
     // log(sum(exp(x))) and how many entries beat x[id] (ties: lower ids).
     float (*log_sum_exp)(const float* x, int n);
     int (*draw)(const float* logits, int n, const Draw& d, float* scratch);
+    // `rounds` times as many independent dot products of bytes as it takes to keep the processor busy, adding to `sink`.
+    // Returns the multiplications and additions done.
+    double (*dots)(long rounds, int32_t& sink);
 };
 
 constexpr int kMostRows = 6;    // query rows of a tile
@@ -131,7 +155,10 @@ inline size_t span_scratch(int head_dim) {
 }
 
 namespace avx512vnni { extern const Kernels table; }
+namespace avx512vl { extern const Kernels table; }
+namespace avx2vnni { extern const Kernels table; }
 namespace avx2 { extern const Kernels table; }
+namespace neon { extern const Kernels table; }
 namespace portable { extern const Kernels table; }
 
 }  // namespace galley

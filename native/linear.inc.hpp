@@ -5,6 +5,7 @@
 namespace GALLEY_NS {
 
 inline constexpr int kRecord4 = 1024, kRecord8 = 2048;
+inline constexpr int kNarrowTiles = 2;  // up to so many tiles read five and six bits as they are
 inline constexpr int kAhead = 4608;  // bytes: covers memory latency once a record takes more than a hundred cycles
 
 // Adds one half group: acc += dot * (d * s).
@@ -110,6 +111,73 @@ static void tile_q8(const uint8_t* w, int supers, const Piece* x, float* out, si
     put<M>(acc, out, ldo, sum);
 }
 
+// f(0), f(1) … f(N - 1), each with its number as a constant.
+template <class F, int... I>
+[[gnu::always_inline]] inline void each(std::integer_sequence<int, I...>, F f) { (f(std::integral_constant<int, I>{}), ...); }
+
+// The sixteen columns of half H of one group and panel, four at a time: use(i, bytes) for i in 0..3. The bytes are
+// unsigned. `nibbles` is the group's first vector of them, `above` the vector of the bits above.
+template <int ABOVE, int H, class F>
+[[gnu::always_inline]] inline void compose(const uint8_t* nibbles, vb above, F use) {
+    each(std::make_integer_sequence<int, 4>{}, [&](auto i) __attribute__((always_inline)) {
+        const vb r = load_bytes(nibbles + 64 * i);
+        use(i, join_bits<(ABOVE == 2 ? 2 * i : 4 * H + i), ABOVE>(H ? shifted_nibbles(r) : low_nibbles(r), above));
+    });
+}
+
+// Five and six bits: nibbles and the bits above them are put together again in registers.
+template <int M, Layout L>
+static void tile_above(const uint8_t* w, int supers, const Piece* x, float* out, size_t ldo, bool sum) {
+    constexpr int above = Super(L).above, quants = Super(L).quants(), bytes = Super(L).bytes();
+    constexpr bool halves = Super(L).halves, minimum = Super(L).minimum;
+    constexpr int bias = minimum ? 0 : above == 2 ? 4 : 2;  // in units of 8
+    vf acc[M][2];
+    for (int t = 0; t < M; t++) acc[t][0] = acc[t][1] = zero();
+    for (int b = 0; b < supers; b++, w += bytes) {
+        const uint16_t* scales = (const uint16_t*)(w + quants);
+#pragma GCC unroll 2
+        for (int g = 0; g < 2; g++, x += M) {
+            const uint8_t *nibbles = w + g * 512, *bits = w + 1024 + g * 128 * above;
+            for (int c = 0; c < quants / 2; c += 64) __builtin_prefetch(w + g * (quants / 2) + c + kAhead);
+            each(std::make_integer_sequence<int, 2>{}, [&](auto h) __attribute__((always_inline)) {
+                vi dot[M][2];
+                for (int t = 0; t < M; t++)
+                    dot[t][0] = dot[t][1] = iset1(h ? x[t].bias4[1] / kHigh * bias : x[t].bias4[0] * bias);
+                const uint8_t* a = bits + (above == 2 ? 64 * h : 0);
+                const vb a0 = load_bytes(a), a1 = load_bytes(a + 64 * above);
+                const auto feed = [&](int panel, int i, vb v) __attribute__((always_inline)) {
+#pragma GCC unroll 6
+                    for (int t = 0; t < M; t++) dot[t][panel] = dot4(dot[t][panel], v, load_quad(x[t].q + 16 * h + 4 * i));
+                };
+                compose<above, h>(nibbles, a0, [&](int i, vb v) __attribute__((always_inline)) { feed(0, i, v); });
+                compose<above, h>(nibbles + 256, a1, [&](int i, vb v) __attribute__((always_inline)) { feed(1, i, v); });
+                const uint16_t* at = halves ? scales + g * 64 + h * 16 : scales + g * 32;
+                const vf d[2] = {load_f16(at), load_f16(at + (halves ? 32 : 16))};
+                add_half<M>(acc, dot, d, x, h ? &Piece::high : &Piece::low);
+            });
+            if constexpr (minimum) add_minimum<M>(acc, scales + 64 + g * 32, x);
+        }
+    }
+    put<M>(acc, out, ldo, sum);
+}
+
+// A pair of panels in the wider layout: where many tokens wait, putting the bits together once is cheaper.
+template <Layout L>
+static void widen(const uint8_t* w, int supers, uint8_t* out) {
+    constexpr int above = Super(L).above, quants = Super(L).quants(), scales = Super(L).scales();
+    constexpr int bias = Super(L).minimum ? 0 : above == 2 ? 32 : 16;
+    for (int b = 0; b < supers; b++, w += quants + scales, out += kRecord8 + scales) {
+        for (int part = 0; part < 4; part++)  // [group 2][panel 2]
+            each(std::make_integer_sequence<int, 2>{}, [&](auto h) __attribute__((always_inline)) {
+                const vb a = load_bytes(w + 1024 + 64 * above * part + (above == 2 ? 64 * h : 0));
+                compose<above, h>(w + 256 * part, a, [&](int i, vb v) __attribute__((always_inline)) {
+                    store_bytes(out + 512 * part + 256 * h + 64 * i, sub_bytes(v, bias));
+                });
+            });
+        std::memcpy(out + kRecord8, w + quants, scales);
+    }
+}
+
 template <int M, Layout L>
 static void tile_float(const uint8_t* w, int cols, const float* x, size_t ldx, float* out, size_t ldo, bool sum) {
     vf acc[M][2];
@@ -134,12 +202,15 @@ static void tile_float(const uint8_t* w, int cols, const float* x, size_t ldx, f
 }
 
 template <int M>
-static void tile(const Matrix& w, const uint8_t* data, const Acts& x, int t0, float* out, size_t ldo, bool sum) {
+static void tile(Layout layout, const Matrix& w, const uint8_t* data, const Acts& x, int t0, float* out, size_t ldo, bool sum) {
     const Piece* p = x.pieces + (size_t)t0 * x.groups;
     const float* f = x.x + t0 * x.ldx;
-    switch (w.layout) {
+    switch (layout) {
         case Layout::q4: return tile_q4<M, false>(data, w.supers, p, out, ldo, sum);
         case Layout::q4m: return tile_q4<M, true>(data, w.supers, p, out, ldo, sum);
+        case Layout::q5: return tile_above<M, Layout::q5>(data, w.supers, p, out, ldo, sum);
+        case Layout::q5m: return tile_above<M, Layout::q5m>(data, w.supers, p, out, ldo, sum);
+        case Layout::q6: return tile_above<M, Layout::q6>(data, w.supers, p, out, ldo, sum);
         case Layout::q8: return tile_q8<M, false, false>(data, w.supers, p, out, ldo, sum);
         case Layout::q8m: return tile_q8<M, true, false>(data, w.supers, p, out, ldo, sum);
         case Layout::q8s16: return tile_q8<M, false, true>(data, w.supers, p, out, ldo, sum);
@@ -152,14 +223,21 @@ static void tile(const Matrix& w, const uint8_t* data, const Acts& x, int t0, fl
 static void linear(const Matrix& w, const Acts& x, int pair, int tile0, int tile1, float* out, size_t ldo, bool sum) {
     const uint8_t* data = w.data + (size_t)pair * w.pair_stride;
     const Tiles tiles(x.tokens, kMaxTile);
+    Layout layout = w.layout;
+    if (tile1 - tile0 > kNarrowTiles && wider(layout) != layout) {
+        if (layout == Layout::q5) widen<Layout::q5>(data, w.supers, x.room);
+        else if (layout == Layout::q5m) widen<Layout::q5m>(data, w.supers, x.room);
+        else widen<Layout::q6>(data, w.supers, x.room);
+        layout = wider(layout), data = x.room;
+    }
     for (int i = tile0; i < tile1; i++) {
         const int t0 = tiles.start(i);
         float* o = out + (size_t)t0 * ldo;
         switch (tiles.size(i)) {
-            case 1: tile<1>(w, data, x, t0, o, ldo, sum); break;
-            case 2: tile<2>(w, data, x, t0, o, ldo, sum); break;
+            case 1: tile<1>(layout, w, data, x, t0, o, ldo, sum); break;
+            case 2: tile<2>(layout, w, data, x, t0, o, ldo, sum); break;
 #define GALLEY_TILE(M) \
-    case M: if constexpr (kMaxTile >= M) tile<M>(w, data, x, t0, o, ldo, sum); break;
+    case M: if constexpr (kMaxTile >= M) tile<M>(layout, w, data, x, t0, o, ldo, sum); break;
             GALLEY_TILE(3) GALLEY_TILE(4) GALLEY_TILE(5) GALLEY_TILE(6)
 #undef GALLEY_TILE
         }

@@ -74,6 +74,7 @@ void Model::step(const Step& s) {
     grow(shared_.x, T * m.hidden);
     for (int i = 0; i < pool_.size(); i++) {
         own_[i].fit(kRedundant, widest);
+        grow(own_[i].room, narrow_ ? pair_bytes(Layout::q8m, widest) : 0);
         grow(own_[i].x, (size_t)kRedundant * m.hidden);
         grow(tile_[i], T * kPair * 2);
     }
@@ -92,7 +93,7 @@ Acts Model::prepared(const float* x, size_t ldx, int cols, int tokens, int threa
     Acts a;
     a.tokens = tokens, a.cols = cols, a.groups = (cols + kSuper - 1) / kSuper * 2;
     a.x = x, a.ldx = ldx;
-    a.pieces = b.pieces.data();
+    a.pieces = b.pieces.data(), a.room = own_[thread].room.data();
     if (!quantise) return a;
     if (tokens <= kRedundant) {
         k_.quantise(a, 0, tokens);

@@ -112,6 +112,7 @@ class Model {
     struct Buffers {  // activations of one linear input
         std::vector<Piece> pieces;
         Floats x;
+        std::vector<uint8_t, LineAllocator<uint8_t>> room;  // of a thread: Acts::room
         void fit(int tokens, int cols);
     };
     enum Op { kQkv, kOut = kQkv + 3, kFfn, kDown, kOps };  // q, k and v may be three matrices
@@ -172,6 +173,7 @@ class Model {
     std::vector<std::atomic<int>> next_;       // attention: work taken, one a layer
     std::vector<std::vector<std::atomic<int>>> taken_;  // linears: work taken of each thread's part, [thread][layer, op]
     int outputs_ = 0;
+    bool narrow_ = false;                      // some matrix has five or six bits: Acts::room is needed
     bool chunks_ = false;                      // some sequence has several tokens in this step
 };
 

@@ -162,9 +162,10 @@ Layout layout_for(Type t) {
         case Type::bf16: return Layout::bf16;
         case Type::q4_0: return Layout::q4;
         case Type::q4_1: case Type::q4_k: return Layout::q4m;
-        case Type::q5_0: case Type::q8_0: return Layout::q8;
-        case Type::q5_1: case Type::q5_k: return Layout::q8m;
-        case Type::q6_k: return Layout::q8s16;
+        case Type::q5_0: return Layout::q5;
+        case Type::q5_1: case Type::q5_k: return Layout::q5m;
+        case Type::q6_k: return Layout::q6;
+        case Type::q8_0: return Layout::q8;
     }
     throw std::logic_error("unknown type");
 }
@@ -172,10 +173,8 @@ Layout layout_for(Type t) {
 size_t pair_bytes(Layout l, int cols) {
     const size_t supers = ((size_t)cols + kSuper - 1) / kSuper;
     switch (l) {
-        case Layout::q4: return supers * (1024 + 128);
-        case Layout::q4m: return supers * (1024 + 256);
-        case Layout::q8: return supers * (2048 + 128);
-        case Layout::q8m: case Layout::q8s16: return supers * (2048 + 256);
+        case Layout::q4: case Layout::q4m: case Layout::q5: case Layout::q5m: case Layout::q6:
+        case Layout::q8: case Layout::q8m: case Layout::q8s16: return supers * Super(l).bytes();
         case Layout::f16: case Layout::bf16: return (size_t)cols * kPair * 2;
         case Layout::f32: return (size_t)cols * kPair * 4;
     }
@@ -193,34 +192,37 @@ void pack_pair(Layout l, const Type types[32], const uint8_t* const rows[32], in
             }
         return;
     }
-    const bool four = l == Layout::q4 || l == Layout::q4m, min = l == Layout::q4m || l == Layout::q8m, halves = l == Layout::q8s16;
-    const size_t quants = four ? 1024 : 2048, record = quants + (min || halves ? 256 : 128);
+    const Super super(l);
+    const size_t record = super.bytes();
+    // what makes the numbers unsigned, as nibbles and the bits above them are
+    const int bias = l == Layout::q4 ? 8 : l == Layout::q5 ? 16 : l == Layout::q6 ? 32 : 0;
     const int groups = cols / kGroup, supers = (cols + kSuper - 1) / kSuper;
     std::memset(out, 0, record * supers);
     Group g;
     for (int i = 0; i < groups; i++) {
         uint8_t* at = out + (size_t)(i / 2) * record;
-        uint8_t* scales = at + quants;
+        uint8_t *above = at + super.nibbles, *scales = at + super.quants();
         for (int r = 0; r < kPair; r++) {
             if (!rows[r]) continue;  // scales stay zero
             const int panel = r / kPanel, lane = r % kPanel, half = i & 1;
             read_group(types[r], rows[r], i, g);
-            if (four) {
-                uint8_t* q = at + half * 512 + panel * 256 + lane * 4;
-                const int bias = l == Layout::q4 ? 8 : 0;
-                for (int c = 0; c < 16; c++)
-                    q[(c / 4) * 64 + c % 4] = (uint8_t)((g.q[c] + bias) | ((g.q[c + 16] + bias) << 4));
-            } else {
+            if (!super.nibbles) {
                 uint8_t* q = at + half * 1024 + panel * 512 + lane * 4;
                 for (int c = 0; c < 32; c++) q[(c / 4) * 64 + c % 4] = (uint8_t)g.q[c];
             }
+            for (int c = 0; c < 32 && super.nibbles; c++) {
+                const int v = g.q[c] + bias, h = c / 16, quad = c % 16 / 4, j = lane * 4 + c % 4;
+                at[half * 512 + panel * 256 + quad * 64 + j] |= (uint8_t)((v & 15) << 4 * h);
+                if (super.above == 1) above[half * 128 + panel * 64 + j] |= (uint8_t)(v >> 4 << (4 * h + quad));
+                if (super.above == 2) above[half * 256 + panel * 128 + h * 64 + j] |= (uint8_t)(v >> 4 << 2 * quad);
+            }
             uint16_t* s = (uint16_t*)scales;
-            if (halves) {
+            if (super.halves) {
                 s[half * 64 + panel * 32 + lane] = float_to_half(g.d);
                 s[half * 64 + panel * 32 + 16 + lane] = float_to_half(g.d2);
             } else {
                 s[half * 32 + panel * 16 + lane] = float_to_half(g.d);
-                if (min) s[64 + half * 32 + panel * 16 + lane] = float_to_half(g.m);
+                if (super.minimum) s[64 + half * 32 + panel * 16 + lane] = float_to_half(g.m);
             }
         }
     }

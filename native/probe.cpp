@@ -41,50 +41,7 @@ __attribute__((target("avx512f"))) uint64_t read_all_avx512(const uint8_t* p, si
     for (int j = 1; j < 8; j++) a[0] = _mm512_add_epi64(a[0], a[j]);
     return (uint64_t)_mm512_reduce_add_epi64(a[0]);
 }
-// Unrolled by order: a loop that is left over keeps the sums in memory, and reports a quarter of the peak.
-__attribute__((target("avx512f,avx512vnni"))) int peak_vnni(long rounds) {
-    __m512i a[12];
-#pragma GCC unroll 12
-    for (auto& v : a) v = _mm512_setzero_si512();
-    const __m512i w = _mm512_set1_epi8(1), x = _mm512_set1_epi8(1);
-    for (long r = 0; r < rounds; r++) {
-#pragma GCC unroll 12
-        for (int j = 0; j < 12; j++) a[j] = _mm512_dpbusd_epi32(a[j], w, x);
-        asm volatile("" : "+v"(a[0]), "+v"(a[1]), "+v"(a[2]), "+v"(a[3]), "+v"(a[4]), "+v"(a[5]));
-        asm volatile("" : "+v"(a[6]), "+v"(a[7]), "+v"(a[8]), "+v"(a[9]), "+v"(a[10]), "+v"(a[11]));
-    }
-#pragma GCC unroll 12
-    for (int j = 1; j < 12; j++) a[0] = _mm512_add_epi32(a[0], a[j]);
-    return _mm512_reduce_add_epi32(a[0]);
-}
-__attribute__((target("avx2"))) int peak_avx2(long rounds) {
-    __m256i a[6];
-#pragma GCC unroll 6
-    for (auto& v : a) v = _mm256_setzero_si256();
-    __m256i w = _mm256_set1_epi8(1);
-    const __m256i x = _mm256_set1_epi8(1), one = _mm256_set1_epi16(1);
-    for (long r = 0; r < rounds; r++) {
-#pragma GCC unroll 6
-        for (int j = 0; j < 6; j++) a[j] = _mm256_add_epi32(a[j], _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), one));
-        asm volatile("" : "+x"(a[0]), "+x"(a[1]), "+x"(a[2]), "+x"(a[3]), "+x"(a[4]), "+x"(a[5]), "+x"(w));
-    }
-#pragma GCC unroll 6
-    for (int j = 1; j < 6; j++) a[0] = _mm256_add_epi32(a[0], a[j]);
-    return _mm256_extract_epi32(a[0], 0);
-}
 #endif
-
-int peak_plain(long rounds) {
-    volatile int8_t seed = 3;
-    int8_t w[64], x[64];
-    for (int i = 0; i < 64; i++) w[i] = x[i] = seed;
-    int acc = 0;
-    for (long r = 0; r < rounds; r++) {
-        for (int i = 0; i < 64; i++) acc += w[i] * x[i];
-        w[r % 64] ^= 1;
-    }
-    return acc;
-}
 
 // Runs f on every thread at once for about `seconds`; the sum of what they return, per second.
 template <class F>
@@ -127,15 +84,12 @@ double probe_bandwidth(int threads, double megabytes, double seconds) {
 
 double probe_int8(int threads, double seconds) {
     std::atomic<int> sink{0};
-    const std::string best = isa_available().front();
-    return rate(threads, seconds, [&](int) {
-               constexpr long rounds = 100000;
-#if defined(__x86_64__)
-               if (best == "avx512-vnni") { sink += peak_vnni(rounds); return rounds * 12 * 128.0; }
-               if (best == "avx2") { sink += peak_avx2(rounds); return rounds * 6 * 64.0; }
-#endif
-               sink += peak_plain(rounds);
-               return rounds * 128.0;
+    const Kernels* best = isa_find(isa_available().front());
+    return rate(threads, seconds, [&](int id) {
+               int32_t sum = id;
+               const double done = best->dots(100000, sum);
+               sink += sum;
+               return done;
            }) / 1e9;
 }
 

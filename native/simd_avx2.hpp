@@ -1,4 +1,5 @@
-// Sixteen lanes as two AVX2 registers (with FMA and F16C). Included only by a translation unit compiled for it.
+// Sixteen lanes as two AVX2 registers (with FMA and F16C), and with GALLEY_VNNI its dot products of bytes, in the encoding
+// the translation unit is compiled for: AVX-VNNI's or AVX-512's. Included only by a translation unit compiled for it.
 #pragma once
 #include <immintrin.h>
 
@@ -15,7 +16,13 @@ constexpr int kMaxTile = 2;    // two tokens x 32 rows fill sixteen registers
 constexpr int kQueryRows = 3;
 constexpr int kScores = 6;
 constexpr int kWideRows = 3, kWideScores = 6;
+#ifdef GALLEY_VNNI
+constexpr int kChains = 5;      // independent dot products in flight that keep the processor busy
+constexpr int kBias8 = 128;    // vpdpbusd wants unsigned weights: int8 weights are read XOR 0x80
+#else
+constexpr int kChains = 3;
 constexpr int kBias8 = 0;      // maddubs(|w|, sign(x, w)) takes signed weights without a bias
+#endif
 constexpr int kHigh = 1;   // high nibbles are shifted down
 
 inline vf zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -101,13 +108,45 @@ inline vb high_nibbles(vb x) {
     const __m256i m = _mm256_set1_epi8(0x0f);
     return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), m), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), m)};
 }
-inline vb prepare8(vb x) { return x; }
+inline vb shifted_nibbles(vb x) { return high_nibbles(x); }
+// Nibbles with COUNT bits of `above`, from bit AT on, put on top.
+template <int AT, int COUNT>
+inline vb join_bits(vb low, vb above) {
+    const auto half = [](__m256i l, __m256i a) {
+        constexpr int left = AT < 4 ? 4 - AT : 0, right = AT > 4 ? AT - 4 : 0;
+        a = left ? _mm256_slli_epi16(a, left) : right ? _mm256_srli_epi16(a, right) : a;
+        return _mm256_or_si256(l, _mm256_and_si256(a, _mm256_set1_epi8(COUNT == 2 ? 0x30 : 0x10)));
+    };
+    return {half(low.a, above.a), half(low.b, above.b)};
+}
+inline void store_bytes(uint8_t* p, vb x) {
+    _mm256_storeu_si256((__m256i*)p, x.a);
+    _mm256_storeu_si256((__m256i*)(p + 32), x.b);
+}
+inline vb sub_bytes(vb x, int y) {
+    const __m256i v = _mm256_set1_epi8((char)y);
+    return {_mm256_sub_epi8(x.a, v), _mm256_sub_epi8(x.b, v)};
+}
 struct quad { __m256i v; };
 inline quad load_quad(const int8_t* p) {
     int32_t x;
     std::memcpy(&x, p, 4);
     return {_mm256_set1_epi32(x)};
 }
+#ifdef GALLEY_VNNI
+#ifdef __AVX512VNNI__
+inline __m256i dpbusd(__m256i acc, __m256i w, __m256i x) { return _mm256_dpbusd_epi32(acc, w, x); }
+#else
+inline __m256i dpbusd(__m256i acc, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+#endif
+inline vb prepare8(vb x) {
+    const __m256i m = _mm256_set1_epi8((char)0x80);
+    return {_mm256_xor_si256(x.a, m), _mm256_xor_si256(x.b, m)};
+}
+inline vi dot4(vi acc, vb w, quad x) { return {dpbusd(acc.a, w.a, x.v), dpbusd(acc.b, w.b, x.v)}; }
+inline vi dot8(vi acc, vb w, quad x) { return {dpbusd(acc.a, w.a, x.v), dpbusd(acc.b, w.b, x.v)}; }
+#else
+inline vb prepare8(vb x) { return x; }
 inline vi dot4(vi acc, vb w, quad x) {
     const __m256i one = _mm256_set1_epi16(1);  // 15*127*2 fits int16: no saturation
     return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, x.v), one)),
@@ -120,5 +159,6 @@ inline vi dot8(vi acc, vb w, quad x) {
     };
     return {half(acc.a, w.a), half(acc.b, w.b)};
 }
+#endif
 
 }  // namespace GALLEY_NS

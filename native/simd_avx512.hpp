@@ -15,6 +15,7 @@ constexpr int kMaxTile = 6;    // tokens a linear tile holds: 12 float + 12 int 
 constexpr int kQueryRows = 4;  // query rows an attention tile holds: measured, half as fast again as six
 constexpr int kScores = 16;    // score vectors it holds
 constexpr int kWideRows = 6, kWideScores = 24;  // rows and score vectors of a tile where pages are floats already
+constexpr int kChains = 12;     // independent dot products in flight that keep the processor busy
 constexpr int kBias8 = 128;    // vpdpbusd wants unsigned weights: int8 weights are read XOR 0x80
 constexpr int kHigh = 16;      // high nibbles stay where they are: sixteen times their value, one shift less
 
@@ -62,6 +63,16 @@ inline float hmax(vf a) { return _mm512_reduce_max_ps(a); }
 inline vb load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline vb low_nibbles(vb a) { return _mm512_and_si512(a, _mm512_set1_epi8(0x0f)); }
 inline vb high_nibbles(vb a) { return _mm512_and_si512(a, _mm512_set1_epi8((char)0xf0)); }  // times kHigh
+inline vb shifted_nibbles(vb a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(0x0f)); }  // high ones
+// Nibbles with COUNT bits of `above`, from bit AT on, put on top.
+template <int AT, int COUNT>
+inline vb join_bits(vb low, vb above) {
+    constexpr int left = AT < 4 ? 4 - AT : 0, right = AT > 4 ? AT - 4 : 0;
+    const vb a = left ? _mm512_slli_epi16(above, left) : right ? _mm512_srli_epi16(above, right) : above;
+    return _mm512_ternarylogic_epi32(a, _mm512_set1_epi8(COUNT == 2 ? 0x30 : 0x10), low, 0xea);  // a & mask | low
+}
+inline void store_bytes(uint8_t* p, vb a) { _mm512_storeu_si512(p, a); }
+inline vb sub_bytes(vb a, int x) { return _mm512_sub_epi8(a, _mm512_set1_epi8((char)x)); }
 inline vb prepare8(vb a) { return _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80)); }
 struct quad { __m512i v; };  // four int8 activations in every 32-bit lane
 inline quad load_quad(const int8_t* p) {

@@ -16,6 +16,7 @@ constexpr int kMaxTile = 2;
 constexpr int kQueryRows = 2;
 constexpr int kScores = 4;
 constexpr int kWideRows = 2, kWideScores = 4;
+constexpr int kChains = 1;
 constexpr int kBias8 = 0;
 constexpr int kHigh = 1;   // high nibbles are shifted down
 
@@ -31,7 +32,11 @@ inline vf add(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] + b.v[i]); }
 inline vf sub(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] - b.v[i]); }
 inline vf mul(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] * b.v[i]); }
 inline vf div(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] / b.v[i]); }
+#ifdef __FP_FAST_FMAF  // arm64, for one: rounded once, as in every other instruction set, and so the same bits
+inline vf fma(const vf& a, const vf& b, const vf& c) { GALLEY_LANES(__builtin_fmaf(a.v[i], b.v[i], c.v[i])); }
+#else
 inline vf fma(const vf& a, const vf& b, const vf& c) { GALLEY_LANES(a.v[i] * b.v[i] + c.v[i]); }
+#endif
 inline vf vmax(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 inline vf vmin(const vf& a, const vf& b) { GALLEY_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 inline vf vabs(const vf& a) { GALLEY_LANES(std::fabs(a.v[i])); }
@@ -68,6 +73,16 @@ inline float hmax(const vf& a) {
 inline vb load_bytes(const uint8_t* p) { vb r; std::memcpy(r.v, p, 64); return r; }
 inline vb low_nibbles(const vb& a) { vb r; for (int i = 0; i < 64; i++) r.v[i] = a.v[i] & 15; return r; }
 inline vb high_nibbles(const vb& a) { vb r; for (int i = 0; i < 64; i++) r.v[i] = a.v[i] >> 4; return r; }
+inline vb shifted_nibbles(const vb& a) { return high_nibbles(a); }
+// Nibbles with COUNT bits of `above`, from bit AT on, put on top.
+template <int AT, int COUNT>
+inline vb join_bits(const vb& low, const vb& above) {
+    vb r;
+    for (int i = 0; i < 64; i++) r.v[i] = (uint8_t)(low.v[i] | (above.v[i] >> AT & (COUNT == 2 ? 3 : 1)) << 4);
+    return r;
+}
+inline void store_bytes(uint8_t* p, const vb& a) { std::memcpy(p, a.v, 64); }
+inline vb sub_bytes(const vb& a, int x) { vb r; for (int i = 0; i < 64; i++) r.v[i] = (uint8_t)(a.v[i] - x); return r; }
 inline vb prepare8(const vb& a) { return a; }
 struct quad { int8_t v[4]; };
 inline quad load_quad(const int8_t* p) { quad r; std::memcpy(r.v, p, 4); return r; }

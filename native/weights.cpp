@@ -34,6 +34,7 @@ void Model::pack(const Tensors& t) {
     size_t total = 0;
     const auto shape_of = [&](Matrix& m, Layout l, int rows, int cols) {
         m.layout = l, m.rows = rows, m.cols = cols;
+        narrow_ |= wider(l) != l;
         m.pairs = (rows + kPair - 1) / kPair;
         m.supers = (cols + kSuper - 1) / kSuper;
         if (m.quantised() && cols % kGroup) throw std::invalid_argument("quantised matrix with columns not a multiple of 32");

@@ -11,11 +11,16 @@ __all__ = ["walk"]
 CLOSERS = set('"]}0123456789,')
 
 
-def walk(grammar: Grammar, tokenizer: Tokenizer, vocab: int, seed: int, *, most: int = 400) -> str | None:
-    """The text, or None where it grew beyond ``most`` tokens. Closing characters are preferred."""
+def walk(
+    grammar: Grammar, tokenizer: Tokenizer, vocab: int, seed: int, *, most: int = 400, lead: str = ""
+) -> str | None:
+    """The text, or None where it grew beyond ``most`` tokens. Closing characters are preferred. It begins
+    with ``lead``, which the grammar must permit."""
     rng = random.Random(seed)
     guide = grammar.guide()
-    ids = guide.begin(most)
+    ids = [] if lead else guide.begin(most)
+    for token in tokenizer.encode(lead) if lead else ():
+        ids += [token, *guide.accept(token, 0)]
     masks = array("I", [0]) * -(-vocab // 32)
     while not guide.ended:
         guide.fill(masks, 0)

@@ -5,6 +5,7 @@ The only module of Galley that reads the environment. Everything below it takes 
 
 import difflib
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -213,7 +214,7 @@ def load(
     named = file or (Path(env["GALLEY_CONFIG"]) if env.get("GALLEY_CONFIG") else None)
     home = _parse("home", *given["home"]) if "home" in given else home_folder(env)
     path = (named or home / "config.toml").expanduser()
-    if named is None and not path.is_file():
+    if named is None and not _is_file(path):
         path = None
     if path is not None:
         for key, value in _read(path).items():
@@ -295,6 +296,17 @@ def _flags(flags: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None:
             found[key] = value
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file. Raises ConfigError where that cannot be told."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        hint = "it may be another user's home: set GALLEY_HOME (--home)"
+        raise ConfigError(f"file:{path}: cannot be read: {error.strerror}", hint=hint) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from galley.routed import Attempt, Judgement, Route
 from galley.usage import Money, Resources, Times, Usage
 
 __all__ = [
@@ -63,9 +64,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How to draw tokens. The names are those vLLM's users know.
-
-    Range errors are raised by ``runtime.sampling.params.check`` as ``InvalidRequest`` with ``param`` set.
+    """How to draw tokens. The names are those vLLM's users know. Ranges: ``runtime.sampling.params``.
 
     Attributes:
         n: choices per prompt, sharing the prompt's KV.
@@ -160,6 +159,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: str = "auto"
     """``auto``, ``none``, ``required``, or ``function:NAME`` for one function by name."""
     parallel_tool_calls: bool = True
+    reasoning_effort: str | None = None
+    thinking_budget: int | None = None
+    """Most reasoning tokens, then it is closed; 0 allows none. ``reasoning_effort``: ``none`` … ``max``."""
     structured_path: str = ""
     """Where the request had ``params.structured_outputs``, for errors."""
     template_kwargs: dict[str, Any] = {}
@@ -192,7 +194,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_queue_s: float | None = None
     max_total_s: float | None = None
     allowed_models: list[str] = []
-    """Models that may serve it, whatever it is called by (the API key's list); empty means all."""
+    """What the API key may use, whatever it is called by; empty means all."""
     local_only: bool = False
     """The request forbids leaving this machine. The catalog's policy may forbid it for all requests."""
     residency: list[str] = []
@@ -268,81 +270,6 @@ class Digests(msgspec.Struct, frozen=True, kw_only=True):
     engine: str = ""
 
 
-class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """Which model and provider, and why, in full."""
-
-    model: str
-    provider: str
-    rule: str
-    """The rule that chose, e.g. ``fixed``."""
-    reason: str = ""
-    location: str = "local"
-    scores: dict[str, float] = {}
-    propensity: float = 1.0
-    price_version: str | None = None
-    candidates: list[str] = []
-    """What was eligible, ``model@provider``, in the order it would be tried."""
-    refused: dict[str, str] = {}
-    """What was not eligible, and why."""
-    quote_pico: int | None = None
-    """Most pico-dollars the chosen offer may cost."""
-    asked: str = ""
-    """The name that was asked for: a model, an alias or a route."""
-    kind: str = ""
-    """Kind of work that the policy saw in the prompt, where it looked for one."""
-
-
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One call made for a request. All of them are on the receipt, the hedged loser's too."""
-
-    provider: str
-    model: str
-    outcome: Literal["won", "failed", "lost", "cancelled", "escalated"]
-    """``lost``: cancelled because another attempt was faster; ``escalated``: it answered, but a cascade was
-    not sure enough of the answer."""
-    at_s: float
-    """Seconds after arrival."""
-    took_s: float
-    """Until its commit point, failure or cancellation."""
-    kind: str = ""
-    """Class of the failure."""
-    status: int | None = None
-    """HTTP status, when one came."""
-    hedge: bool = False
-    probe: bool = False
-    """It also tested whether a failed upstream is back."""
-    pico: int = 0
-    """Pico-dollars it is taken to have cost without serving; of the one that served, see the price lines."""
-
-
-class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """What a cascade made of its first model's answer.
-
-    Attributes:
-        first: the offer that answered first, ``model@provider``.
-        confidence: calibrated probability that its answer is good; None when it could not be judged.
-        needed: the least that was enough.
-        escalated: whether another model's answer was given instead; ``to`` is its offer.
-        reason: in words; also why an unsure answer was kept, or a sure one was not.
-        signals: what was read off its log-probabilities, by name.
-        tokens: completion tokens that were read.
-        took_s: seconds from its commit to the decision.
-        usage, resources: of the first attempt when it was not the answer; zeros when it was.
-    """
-
-    first: str
-    confidence: float | None
-    needed: float
-    escalated: bool
-    to: str = ""
-    reason: str = ""
-    signals: dict[str, float] = {}
-    tokens: int = 0
-    took_s: float = 0.0
-    usage: Usage = Usage()
-    resources: Resources = Resources()
-
-
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """How one choice ended."""
 
@@ -397,3 +324,5 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What went wrong in reading the output, such as a malformed tool call, whose text was returned."""
     judgement: Judgement | None = None
     """Of a cascade: whether the first model's answer was kept."""
+    shadow_of: str | None = None
+    """The receipt whose request this one mirrored: nobody waited for its answer."""

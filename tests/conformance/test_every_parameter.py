@@ -51,6 +51,7 @@ SUPPORTED = {
     "prompt_cache_key": "k",
     "prompt_cache_retention": "24h",
     "prompt_cache_options": {"ttl": "30m"},
+    "reasoning_effort": "low",
 }
 """Name and a value that must have an effect: the request the provider sees, or the answer, differs."""
 PROBES = {
@@ -60,7 +61,6 @@ PROBES = {
     "functions": [{"name": "f"}],
     "modalities": ["text", "audio"],
     "prediction": {"type": "content", "content": "x"},
-    "reasoning_effort": "low",
     "store": True,
     "suffix": "s",
     "verbosity": "low",
@@ -68,7 +68,7 @@ PROBES = {
 }
 READ = (
     *("model", "params", "messages", "prompts", "echo", "metadata", "user", "cache_key", "cache_ttl_s"),
-    *("tools", "tool_choice", "parallel_tool_calls", "service_tier"),
+    *("tools", "tool_choice", "parallel_tool_calls", "service_tier", "reasoning_effort"),
 )
 NEEDS = {
     "top_logprobs": {"logprobs": True},

@@ -310,3 +310,27 @@ def test_bad_tools_are_bad_requests(client, more, param):
     with pytest.raises(openai.BadRequestError) as bad:
         ask(client, **more)
     assert bad.value.param == param
+
+
+def test_reasoning_is_bounded_and_the_answer_goes_on(tmp_path):
+    """The same tokens, whether the closing marker is forced or, for its log-probability, drawn."""
+    house = House(tmp_path, CHATML.replace("assistant\n", "assistant\n<think>\n"))
+    with house.served, openai.OpenAI(base_url=f"{house.served.url}/v1", api_key="x", max_retries=0) as client:
+        body = {"model": "tiny", "messages": HI, "seed": 3, "max_tokens": 60}
+        extra = {"thinking_token_budget": 5, "return_token_ids": True, "ignore_eos": True}
+        raw = client.chat.completions.with_raw_response.create(**body, extra_body=extra)
+        answer = raw.parse()
+        close = len(house.model.tokenizer.encode("</think>"))
+        assert answer.usage.completion_tokens_details.reasoning_tokens == 5 + close
+        assert answer.choices[0].message.content and answer.choices[0].message.reasoning_content
+        assert "at most 5 reasoning tokens" in raw.headers["x-galley-clamped"]
+        drawn = client.chat.completions.create(**body, logprobs=True, extra_body=extra)
+        assert drawn.choices[0].token_ids == answer.choices[0].token_ids
+        none = client.chat.completions.create(
+            **body, reasoning_effort="none", extra_body={"ignore_eos": True}
+        )
+        assert (
+            not getattr(none.choices[0].message, "reasoning_content", None)
+            and none.choices[0].message.content
+        )
+    house.close()

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from starlette.routing import Route
 
+from galley.audit.feedback import FeedbackStore
 from galley.audit.receipts import ReceiptStore
 from galley.endpoint.access import Access
 from galley.endpoint.app import build_app
+from galley.endpoint.feedback import FeedbackPage
 from galley.endpoint.openapi import document
 from galley.endpoint.state import State
 from galley.router.router import Router
@@ -23,7 +25,8 @@ HOME = tempfile.TemporaryDirectory()
 STORE = ReceiptStore(Path(HOME.name) / "receipts.db")
 STATE = State(Path(HOME.name))
 ROUTER = Router([FakeProvider(words=("a", "b"), context=100_000)], STORE)
-APP = build_app(ROUTER, STORE, state=STATE)
+FEEDBACK = FeedbackPage(ROUTER, STORE, FeedbackStore(Path(HOME.name) / "feedback.db"))
+APP = build_app(ROUTER, STORE, state=STATE, feedback=FEEDBACK)
 
 
 @pytest.fixture(scope="module", autouse=True)

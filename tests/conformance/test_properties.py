@@ -118,7 +118,7 @@ EFFECTLESS = {"text"}
 """Supported at values that change nothing."""
 TELLING = (
     "model", "params", "messages", "prompts", "echo", "metadata", "user", "service_tier", "template_kwargs",
-    "tools", "tool_choice", "parallel_tool_calls", "cache_key", "cache_ttl_s",
+    "tools", "tool_choice", "parallel_tool_calls", "cache_key", "cache_ttl_s", "reasoning_effort",
 )  # fmt: skip
 
 

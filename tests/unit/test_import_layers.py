@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src"
 
 LAYERS: list[tuple[str, ...]] = [
-    ("galley.usage", "galley.types", "galley.errors"),
+    ("galley.usage", "galley.routed", "galley.types", "galley.errors"),
     ("galley.values", "galley.settings", "galley.config"),
     (
         "galley.kv",

@@ -9,6 +9,7 @@ Durability: WAL with ``synchronous=NORMAL`` survives kill -9 of the process with
 power cut may lose the last commits. ``synchronous="FULL"`` closes that gap for one fsync a batch.
 """
 
+import os
 import queue
 import sqlite3
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import msgspec
 
@@ -316,15 +318,37 @@ class ReceiptStore:
 
     def _select(self, where: str, values: tuple[object, ...]) -> list[tuple[int, str]]:
         """Rows ``(seq, body)``; a home without receipts has none. Raises GalleyError if unreadable."""
-        if not self.path.exists():
-            return []
         try:
-            with closing(sqlite3.connect(self.path, timeout=self._busy_s)) as db:
+            self.path.stat()
+            # Reading makes files beside the database. A read-only home does not allow that; but where nothing
+            # waits in the write-ahead log either, the database alone is all there is.
+            real = os.access in os.supports_effective_ids
+            writable = os.access(self.path.parent, os.W_OK, effective_ids=real)
+            alone = not writable and not self._pending()
+            uri = f"file:{quote(str(self.path))}{'?immutable=1' * alone}"
+            with closing(sqlite3.connect(uri, timeout=self._busy_s, uri=True)) as db:
                 if self._check_version(db) == 0:
                     return []
                 return db.execute(f"SELECT seq, body FROM receipts {where}", values).fetchall()
-        except sqlite3.Error as error:
-            raise GalleyError(f"{self.path}: {error}", code="receipts_unreadable") from error
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except (OSError, sqlite3.Error) as error:
+            raise self._unreadable(str(error)) from error
+
+    def _pending(self) -> bool:
+        """Whether commits wait in the write-ahead log."""
+        log = self.path.with_name(self.path.name + "-wal")
+        return log.exists() and log.stat().st_size > 0
+
+    def _unreadable(self, why: str) -> GalleyError:
+        hint = "it may be another user's: set GALLEY_HOME (--home), or receipts.path"
+        return GalleyError(f"{self.path}: {why}", code="receipts_unreadable", hint=hint)
+
+    def _spooled(self) -> list[Receipt]:
+        try:
+            return Spool.read(self.spool)
+        except OSError as error:
+            raise self._unreadable(f"{self.spool.name}: {error.strerror or error}") from error
 
     # ---- reading
 
@@ -337,7 +361,7 @@ class ReceiptStore:
         rows = self._select("WHERE id = ?", (id,))
         if rows:
             return msgspec.json.decode(rows[0][1], type=Receipt)
-        return next((r for r in Spool.read(self.spool) if r.id == id), None)
+        return next((r for r in self._spooled() if r.id == id), None)
 
     def list(
         self,
@@ -368,7 +392,7 @@ class ReceiptStore:
         for _, body in rows:
             receipt = msgspec.json.decode(body, type=Receipt)
             found.setdefault(receipt.id, receipt)
-        for receipt in Spool.read(self.spool):
+        for receipt in self._spooled():
             if wanted(receipt):
                 found.setdefault(receipt.id, receipt)
         return sorted(found.values(), key=lambda r: (r.created, r.id), reverse=True)[:limit]

@@ -1,7 +1,10 @@
 """`galley cache`: prefixes kept on disk. Pin, list, drop."""
 
 import asyncio
+import contextlib
+import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +123,8 @@ async def _pin(house: "House", name: str, text: str, *, raw: bool, tenant: str, 
 def list_cache(session: Session, as_json: bool) -> None:
     """List pins and holds, and what the cache takes on disk."""
     settings = session.config.kv
-    store = _look(settings.disk_path)
+    with _readable(settings.disk_path):
+        store = _look(settings.disk_path)
     stats = None if store is None else store.stats()
     records = [] if store is None else store.records()
     if as_json:
@@ -165,9 +169,10 @@ def drop(session: Session, names: tuple[str, ...], everything: bool, as_json: bo
     """Drop pins and the blocks that nothing else needs; or empty the cache."""
     if bool(names) == everything:
         raise click.UsageError("Name pins, or give --all.")
-    store = _look(session.config.kv.disk_path)
+    with _readable(session.config.kv.disk_path):
+        store = _look(session.config.kv.disk_path)
+        freed = store.clear() if store is not None and everything else 0
     if everything:
-        freed = 0 if store is None else store.clear()
         if as_json:
             print_json({"freed_bytes": freed})
         else:
@@ -177,7 +182,8 @@ def drop(session: Session, names: tuple[str, ...], everything: bool, as_json: bo
     for name in names:
         if name not in known or known[name].until is not None:
             raise NotFound(f"There is no pin {name[:80]!r}.", param="name", hint="galley cache list")
-    dropped = [store.drop(name) for name in dict.fromkeys(names)] if store is not None else []
+    with _readable(session.config.kv.disk_path):
+        dropped = [store.drop(name) for name in dict.fromkeys(names)] if store is not None else []
     if as_json:
         print_json(dropped)
         return
@@ -186,11 +192,32 @@ def drop(session: Session, names: tuple[str, ...], everything: bool, as_json: bo
             click.echo(f"{record.name} dropped")
 
 
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the system refuses, as a typed error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"The prefix cache {path} is not to be had: {error.strerror or error}.",
+            param="kv.disk_path",
+            hint="it may be another user's: set GALLEY_HOME (--home), or kv.disk_path",
+        ) from error
+
+
 def _look(path: Path) -> "DiskStore | None":
     """The store, to look after it: of no model, without a limit that would evict. None before first use."""
     from galley.kv.disk import DiskStore
 
-    return DiskStore(path, 1 << 62) if path.is_dir() else None
+    return DiskStore(path, 1 << 62) if _there(path) else None
+
+
+def _there(path: Path) -> bool:
+    """Whether there is such a folder. Raises OSError where that cannot be told."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _models(store: "DiskStore") -> list[dict[str, object]]:

@@ -164,7 +164,7 @@ def examine(session: Session, *, fresh: bool = False) -> dict[str, Any]:
         "disk_free": shutil.disk_usage(there).free,
         "models": [
             _fit(entry, machine, measured["bandwidth_gb_s"], kv_type=settings.kv_type if use_native else None)
-            for entry in session.store.list()
+            for entry in session.store.survey()[0]
         ],
         "cost": _cost(session, fresh=fresh),
     }

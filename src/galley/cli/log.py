@@ -146,6 +146,8 @@ def _lines(r: Receipt) -> list[tuple[str, str]]:
         rows.append(
             ("route", f"{r.route.provider} ({r.route.location}), rule {r.route.rule}: {r.route.reason}")
         )
+    if r.shadow_of:
+        rows.append(("shadow of", r.shadow_of))
     if r.judgement:
         what = f"escalated to {r.judgement.to}" if r.judgement.escalated else "kept"
         rows.append(("cascade", f"{r.judgement.first} {what}: {r.judgement.reason}"))

@@ -37,7 +37,10 @@ def pull(session: Session, ref: str, name: str | None, yes: bool, as_json: bool)
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 @click.pass_obj
 def list_models(session: Session, as_json: bool) -> None:
-    """List the models on this machine (also: ls)."""
+    """List the models on this machine (also: ls).
+
+    A model whose entry cannot be read is named on stderr; the others are listed all the same.
+    """
     entries, faults = session.store.survey()
     if as_json:
         print_json(entries)
@@ -45,9 +48,7 @@ def list_models(session: Session, as_json: bool) -> None:
         _table(entries)
     for fault in faults:
         render(fault)
-    if faults:
-        click.get_current_context().exit(faults[0].exit_code)
-    if not entries and not as_json:
+    if not entries and not faults and not as_json:
         click.echo(f"No models in {session.config.home}. Try: galley pull {session.config.model}", err=True)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from galley.cli.route_calibrate import calibrate
+from galley.cli.route_feedback import feedback
 from galley.cli.session import Session
 from galley.cli.terminal import print_json
 
@@ -31,6 +32,7 @@ def route() -> None:
 
 
 route.add_command(calibrate)
+route.add_command(feedback)
 
 
 @route.command()
@@ -131,7 +133,9 @@ def train(
 
 
 @route.command(name="eval")
-@click.argument("data", metavar="DATA", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("data", metavar="[DATA]", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--logs", is_flag=True, help="From receipts: what others would have earned.")
+@click.option("--route", "of", metavar="NAME", help="With --logs: only this route's decisions.")
 @click.option(
     "--router", "router_file", metavar="FILE", type=click.Path(path_type=Path), help="From `route train`."
 )
@@ -149,9 +153,13 @@ def train(
 @click.option("--resamples", default=1000, show_default=True, type=click.IntRange(0, 100_000))
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.pass_obj
 def evaluate_command(
-    data: Path,
+    session: Session,
+    data: Path | None,
     *,
+    logs: bool,
+    of: str | None,
     router_file: Path | None,
     prices: Path | None,
     folds: int,
@@ -163,8 +171,14 @@ def evaluate_command(
     """Measure a router and every baseline, with 95 % bootstrap intervals.
 
     With --router: on the rows of DATA it was not trained on. Without: cross-validated on all rows, cut by
-    hash of the prompt or of the subject.
+    hash of the prompt or of the subject. With --logs there is no DATA: off-policy estimates (IPS, SNIPS,
+    doubly robust) from the receipts of this home and the feedback on them.
     """
+    if logs != (data is None):
+        raise click.UsageError("Give DATA, or --logs.")
+    if data is None:
+        _from_logs(session, of, resamples=resamples, seed=seed, as_json=as_json)
+        return
     import msgspec
 
     from galley.evals.outcomes import Outcomes
@@ -201,6 +215,35 @@ def evaluate_command(
     for policy, figures in shown["policies"].items():
         cells = [f"{figures[n].value:.3f} [{figures[n].low:.3f}, {figures[n].high:.3f}]" for n in SHOWN]
         click.echo("  ".join([f"{policy:<15}", *(f"{cell:<24}" for cell in cells)]))
+
+
+def _from_logs(session: Session, of: str | None, *, resamples: int, seed: int, as_json: bool) -> None:
+    import msgspec
+
+    from galley.audit.feedback import FeedbackStore
+    from galley.audit.receipts import ReceiptStore
+    from galley.evals.logs import drawn, judge
+
+    store = ReceiptStore(session.config.receipts.path)
+    try:
+        given = FeedbackStore(session.config.home / "feedback.db").since(limit=10_000_000)
+        pairs = [(receipt, one) for one in given if (receipt := store.get(one.receipt)) is not None]
+    finally:
+        store.close()
+    shown = judge(drawn(pairs, of), resamples=resamples, seed=seed)
+    if as_json:
+        print_json(msgspec.to_builtins(shown))
+        return
+    click.echo(f"{shown['rows']} drawn answers with feedback, of {', '.join(shown['routes'])}")
+    names = ("logged", "ips", "snips", "dr")
+    click.echo("  ".join([f"{'policy':<24}", *(f"{name:<22}" for name in names), "matched  effective"]))
+    for policy, found in shown["policies"].items():
+        figures = [getattr(found, name) for name in names]
+        cells = [f"{f.value:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in figures]
+        click.echo(
+            "  ".join([f"{policy:<24}", *(f"{cell:<22}" for cell in cells)])
+            + f"  {found.matched:>6.1%}  {found.effective:>8.1f}"
+        )
 
 
 def judged_as(choice: "Choice") -> str | None:
@@ -247,7 +290,7 @@ def _explained(
     path = session.config.router.catalog
     catalog = Catalog.read(path) if path is not None else Catalog()
     cards = []
-    for entry in session.store.list():
+    for entry in session.store.survey()[0]:
         with GGUF.open(entry.path) as file:
             cards.append(ModelCard(id=entry.name, context=spec_from_gguf(file).context, created=0))
         for alias in entry.aliases:

@@ -23,6 +23,7 @@ from galley.endpoint.chat import ChatDoor
 from galley.endpoint.client import error_headers, wire_error
 from galley.endpoint.completions import CompletionsDoor
 from galley.endpoint.dialect import dialect_of
+from galley.endpoint.feedback import FeedbackPage
 from galley.endpoint.generate import Generate, Limits
 from galley.endpoint.keypages import KeyPages
 from galley.endpoint.messages.door import MessagesDoor
@@ -70,6 +71,7 @@ def build_app(
     state: State | None = None,
     lifespan: Lifespan | None = None,
     admin: Admin | None = None,
+    feedback: FeedbackPage | None = None,
     ollama: Callable[[Router, Limits, bool], list[Route]] | None = None,
 ) -> ASGIApp:
     """Everything a server needs but the socket. The router may still be loading.
@@ -80,6 +82,7 @@ def build_app(
         cors_origins: web pages that may call.
         max_body: bytes. body_s: longest wait for a body. total_s: longest time for an answer.
         keepalive_s: silence after which a stream gets a comment.
+        feedback: what answers were worth; None has no such route.
         admin: models that can be seen, put to sleep and woken; None has no such routes.
         ollama: makes Ollama's paths (``endpoint.ollama``); None has none.
         capture: store prompts and outputs in receipts (unless a request says ``store: false``).
@@ -150,6 +153,8 @@ def build_app(
         routes += state.routes(router, doors, limits)
     if ollama is not None:
         routes += ollama(router, limits, capture)
+    if feedback is not None:
+        routes.append(Route("/v1/feedback", feedback.create, methods=post))
     app = Starlette(
         routes=[*routes, *([] if admin is None else admin.routes())],
         exception_handlers={GalleyError: on_error, HTTPException: on_http_error, Exception: on_error},

@@ -10,6 +10,7 @@ from galley.endpoint.tools import Tools, read_calls
 from galley.endpoint.wire import Fields, invalid
 from galley.errors import UnsupportedParameter
 from galley.providers.messages import refuse_reserved
+from galley.providers.reasoning import EFFORTS
 from galley.types import Request
 
 __all__ = ["ChatDoor"]
@@ -48,6 +49,8 @@ class ChatDoor:
             return_token_ids=fields.boolean("return_token_ids"),
             keep=fields.boolean("store"),
         )
+        effort = fields.choice("reasoning_effort", EFFORTS)
+        budget = fields.integer("thinking_token_budget", 0, 2**31 - 1)
         shared["ignored_params"] += read.ignored + tools.ignored + fields.rest()
         request = Request(
             **shared,
@@ -58,6 +61,8 @@ class ChatDoor:
             tools=tools.tools,
             tool_choice=tools.choice,
             parallel_tool_calls=tools.parallel,
+            reasoning_effort=effort,
+            thinking_budget=budget,
             structured_path=path,
             template_kwargs=check_kwargs(kwargs),
             add_generation_prompt=add_prompt,

@@ -27,6 +27,7 @@ class CompletionsDoor:
         fields = Fields(body)
         model = fields.checked(fields.need("model"), "model", 512)
         prompts = read_prompts(fields)
+        fields.refuse(("reasoning_effort", "thinking_token_budget"), "needs a chat")
         fields.refuse(("suffix", "tools", "tool_choice", "parallel_tool_calls"))
         best_of = fields.integer("best_of", 1)
         n = fields.integer("n", 1)

@@ -186,6 +186,13 @@ SCHEMAS: dict[str, Schema] = {
     "DetokenizeRequest": obj("tokens", model=maybe(TEXT), tokens=array(WHOLE)),
     "Prompt": obj("prompt", prompt=TEXT),
     "Count": obj("input_tokens", input_tokens=WHOLE),
+    "Feedback": obj("object receipt reward created learned", object={"const": "feedback"}, learned=YES),
+    "FeedbackRequest": obj(
+        "receipt reward",
+        receipt={"type": "string", "maxLength": 64},
+        reward={"type": "number", "minimum": 0, "maximum": 1},
+        comment=maybe({"type": "string", "maxLength": 2000}),
+    ),
     "Receipt": obj("id request_id created api model status usage times", id=TEXT, status=TEXT),
     "MetadataRequest": obj("metadata", metadata=SAMPLING["metadata"]),
 }
@@ -222,6 +229,7 @@ OPERATIONS: tuple[tuple[str, str, str | None, str, int, str], ...] = (
     ("delete", "/v1/keys/{id}", None, "Key", 200, "Revoke it."),
     ("get", "/v1/receipts", None, "List", 200, "List receipts."),
     ("get", "/v1/receipts/{id}", None, "Receipt", 200, "A receipt."),
+    ("post", "/v1/feedback", "FeedbackRequest", "Feedback", 201, "What an answer was worth."),
     ("post", "/tokenize", "TokenizeRequest", "Tokens", 200, "Text to token ids."),
     ("post", "/detokenize", "DetokenizeRequest", "Prompt", 200, "Token ids to text."),
     ("post", "/apply-template", "ChatRequest", "Prompt", 200, "The prompt a conversation becomes."),

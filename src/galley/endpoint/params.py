@@ -26,7 +26,6 @@ CHANGES_ANSWER = (
     "functions",
     "moderation",
     "prediction",
-    "reasoning_effort",
     "verbosity",
     "web_search_options",
     # vLLM
@@ -40,7 +39,6 @@ CHANGES_ANSWER = (
     "prompt_embeds",
     "prompt_logprobs",
     "structural_tag",
-    "thinking_token_budget",
     "truncate_prompt_tokens",
     "use_beam_search",
     # llama.cpp and ollama

@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from galley import __version__
+from galley.audit.feedback import FeedbackStore
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
 from galley.config import Config, secret
@@ -22,6 +23,7 @@ from galley.economics.price import own_price
 from galley.endpoint.access import check_bind
 from galley.endpoint.admin import Admin
 from galley.endpoint.app import build_app
+from galley.endpoint.feedback import FeedbackPage
 from galley.endpoint.keys import KeyStore
 from galley.endpoint.listener import bind
 from galley.endpoint.ollama.facts import FactsBook
@@ -142,8 +144,8 @@ class Server:
         self.ledger = Ledger.at(config.home, kept.url, strict=kept.strict) if kept.enabled else None
         self._outside: list[RemoteProvider] = []
         self.scribe = Scribe.opened(self.receipts, **msgspec.structs.asdict(config.audit))
-        whole = catalog or Catalog(aliases, own=self._own)
-        self.router = Router([], self.receipts, catalog=whole, ledger=self.ledger, auditor=self.scribe)
+        known = catalog or Catalog(self._aliases, own=self._own)
+        self.router = Router([], self.receipts, catalog=known, ledger=self.ledger, auditor=self.scribe)
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         if entry is None and not self._outside:
@@ -152,7 +154,6 @@ class Server:
                 param="router.catalog",
                 hint="docs/ROUTING.md, The catalog",
             )
-        key = config.server.api_key
         keeping = config.state
         self.state = State(
             config.home,
@@ -164,11 +165,13 @@ class Server:
                 concurrency=keeping.batch_lines,
             ),
         )
+        self._feedback = FeedbackPage(self.router, self.receipts, FeedbackStore(config.home / "feedback.db"))
         app = build_app(
             self.router,
             self.receipts,
+            feedback=self._feedback,
             host=config.server.host,
-            keys=[key] if key else [],
+            keys=[config.server.api_key] if config.server.api_key else [],
             allowed_hosts=config.server.allowed_hosts,
             cors_origins=config.server.cors_origins,
             max_body=config.server.max_body,
@@ -348,6 +351,7 @@ class Server:
         while True:
             await asyncio.sleep(WATCH_S)
             await self.router.probe()
+            await self._feedback.keep_up(say)
             now = stamp(path)
             if now == seen or self.router.state != "ready" or now is None:
                 continue

@@ -54,7 +54,8 @@ class Store:
     """Models under ``home/models/NAME/``: the file and, written last, its ``entry.json``.
 
     The entry is written to a temporary name, synced and renamed, so a crash leaves either no entry or a
-    whole one (and with it the whole file). Safe for several processes at once.
+    whole one (and with it the whole file). Safe for several processes at once. A file of the store's own is
+    the one beside its entry, wherever the home has been moved to.
     """
 
     def __init__(self, home: Path, *, hf_endpoint: str | None = None, hf_token: str | None = None) -> None:
@@ -141,6 +142,7 @@ class Store:
             fetched = source.fetch(staging)
             try:
                 self._magic(fetched.path)
+                self._whole(fetched.path)
             except BadModelFile:
                 staging.clear()  # the next pull would find the same
                 raise
@@ -236,6 +238,13 @@ class Store:
                 str(path), "magic", f"expected {MAGIC!r}, found {head!r}", hint="galley reads GGUF files"
             )
 
+    @staticmethod
+    def _whole(path: Path) -> None:
+        """Raise BadModelFile for a header that cannot be read or a tensor that ends past the file."""
+        from galley.model.gguf import GGUF  # with numpy: only who pulls needs it
+
+        GGUF.open(path).close()
+
     def _keep(self, name: str, label: str, fetched: Fetched) -> Entry:
         folder = self.models / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +270,8 @@ class Store:
         )
         draft = folder / f"{ENTRY}.{os.getpid()}"
         with draft.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(entry, enc_hook=str), indent=2))
+            written = entry if entry.in_place else msgspec.structs.replace(entry, path=Path(path.name))
+            file.write(msgspec.json.format(msgspec.json.encode(written, enc_hook=str), indent=2))
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, folder / ENTRY)
@@ -271,7 +281,10 @@ class Store:
     @staticmethod
     def _read(path: Path) -> Entry:
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Entry, dec_hook=lambda kind, text: kind(text))
+            entry = msgspec.json.decode(path.read_bytes(), type=Entry, dec_hook=lambda kind, text: kind(text))
+            if entry.in_place:
+                return entry
+            return msgspec.structs.replace(entry, path=path.parent / entry.path.name)
         except (msgspec.DecodeError, OSError) as error:
             name = path.parent.name
             raise BadModelFile(

@@ -44,6 +44,8 @@ def lacks(request: Request, format: str) -> str | None:
         return "echo"
     if request.template_kwargs or not request.add_generation_prompt:
         return "chat template options"
+    if request.reasoning_effort is not None or request.thinking_budget is not None:
+        return "how much to reason"
     if not p.skip_special_tokens:
         return "skip_special_tokens=false"
     if p.structured_outputs is not None and (why := form_lacks(p.structured_outputs, request, format)):

@@ -21,7 +21,8 @@ from galley.providers.choice import ChoiceText
 from galley.providers.outbox import Outbox
 from galley.providers.toolbox import Toolbox
 from galley.runtime.engine import Engine
-from galley.runtime.guided import Compiled, Compiler
+from galley.runtime.guide import Grammar
+from galley.runtime.guided import Compiler
 from galley.runtime.sampling import params as sampling
 from galley.types import CacheHint, Delta, Digests, Request, SamplingParams
 
@@ -86,6 +87,9 @@ class LocalProvider:
             params = msgspec.structs.replace(params, seed=secrets.randbits(53))
         sampling.check(params, self.model.tokenizer.vocab_size)
         adjusted = self.toolbox.adjusted(request)
+        kwargs = self.toolbox.reasoning(request).kwargs if request.messages is not None else {}
+        if kwargs:
+            request = msgspec.structs.replace(request, template_kwargs=request.template_kwargs | kwargs)
         if size_of(request) > OFF_LOOP:
             prompts = await asyncio.to_thread(self._tokenise, request)
         else:
@@ -123,9 +127,10 @@ class LocalProvider:
             banned=self.toolbox.banned(request),
         )
 
-    async def _guide(self, request: Request, prompt: list[int]) -> Compiled | None:
+    async def _guide(self, request: Request, prompt: list[int]) -> Grammar | None:
         """The request's grammar, compiled off the event loop and off the engine's thread (GRM-1)."""
-        if request.params.structured_outputs is None and not request.tools:
+        wishes = (request.params.structured_outputs, request.reasoning_effort, request.thinking_budget)
+        if not request.tools and all(wish is None for wish in wishes):
             return None
         return await asyncio.to_thread(self.toolbox.compile, request, prompt)
 

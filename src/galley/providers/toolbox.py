@@ -7,10 +7,13 @@ from typing import Any
 
 from galley.errors import InvalidRequest
 from galley.model.model import Model
-from galley.runtime.guided import EXACT, JSON_STYLE, Compiled, Compiler, Thinking
+from galley.providers.reasoning import Reasoning, reasoning_of
+from galley.runtime.budget import Budgeted
+from galley.runtime.guide import Grammar
+from galley.runtime.guided import EXACT, JSON_STYLE, Compiled, Compiler, Thinking, guided_missing
 from galley.runtime.sampling.params import check_guided
 from galley.runtime.text.formats import GENERIC, detect
-from galley.runtime.text.grammar import calls_grammar
+from galley.runtime.text.grammar import calls_grammar, free_grammar
 from galley.runtime.text.harmony import HarmonyOutput
 from galley.runtime.text.output import Output
 from galley.types import Request, StructuredOutputs
@@ -40,6 +43,7 @@ class Toolbox:
         source = model.template.source if model.template is not None else ""
         self.record = detect(source)
         self.shows_tools = "tools" in source
+        self._source = source
         self._tokenizer = model.tokenizer
         self.compiler = compiler
         ids = {
@@ -76,13 +80,18 @@ class Toolbox:
         return [spoken_message(message) for message in messages], told
 
     def adjusted(self, request: Request) -> dict[str, str]:
-        """What ``messages`` changed, in words by parameter."""
-        if self.shows_tools or request.messages is None:
+        """What was changed or cannot be kept, in words by parameter."""
+        if request.messages is None:
             return {}
+        unkept = self.unkept(request)
+        kept = {} if unkept is None else dict([unkept])
+        kept |= self.reasoning(request).told
+        if self.shows_tools:
+            return kept
         _, told = self.spoken(request.messages)
         if request.tools:
             told["tools"] = "described in the system message: the chat template knows no tools"
-        return told
+        return told | kept
 
     def reasons_already(self, prompt: list[int]) -> bool:
         """Whether the prompt ends within the model's reasoning."""
@@ -106,18 +115,57 @@ class Toolbox:
             return None
         return Thinking(think[0], think[1], self.reasons_already(prompt))
 
-    def compile(self, request: Request, prompt: list[int]) -> Compiled | None:
-        """The grammar that the request asks for, if any: of calls, or of structured output. Blocks while it
-        compiles. Raises InvalidRequest as ``Compiler.compile``."""
+    def reasoning(self, request: Request) -> Reasoning:
+        """What the request's wish for reasoning comes to. Raises InvalidRequest as ``reasoning_of``."""
+        return reasoning_of(self.record, self._source, request)
+
+    def compile(self, request: Request, prompt: list[int]) -> Grammar | None:
+        """The grammar that the request asks for, if any: of calls, or of structured output, and the bound on
+        its reasoning. Blocks while it compiles. Raises InvalidRequest as ``Compiler.compile``."""
+        grammar = self._grammar(request, prompt)
+        think, budget = self.record.think, self.reasoning(request).budget
+        if budget is None or think is None or request.messages is None or self.answers_already(prompt):
+            return grammar
+        return Budgeted(
+            grammar,
+            markers=think,
+            close=self._ids(think[1]),
+            budget=budget,
+            opened=self.reasons_already(prompt),
+            text_of=self._text_of,
+            vocab=self.compiler.vocab,
+        )
+
+    def _ids(self, marker: str) -> list[int]:
+        """The ids a model would write a marker with."""
+        ids: list[int] = []
+        for segment in self._tokenizer.segments(marker):
+            ids += [segment] if isinstance(segment, int) else self._tokenizer.encode_inner(segment)
+        return ids
+
+    def _text_of(self, token: int) -> bytes:
+        tokenizer = self._tokenizer
+        return (
+            tokenizer.token_str(token).encode()
+            if tokenizer.is_special(token)
+            else tokenizer.token_bytes(token)
+        )
+
+    def _grammar(self, request: Request, prompt: list[int]) -> Compiled | None:
         wanted = request.params.structured_outputs
         thinking = self.thinking(prompt) if request.messages is not None else None
+        path = request.structured_path or "structured_outputs"
+        lead, rules = ("thinking ", self.compiler.thought(thinking)) if thinking is not None else ("", "")
+        if request.tools and request.tool_choice in ("auto", "none") and wanted is None:
+            free = self._lazily(request)
+            if not free:
+                return None
+            grammar = StructuredOutputs(grammar=f"start: {lead}free\n{free}{rules}")
+            return self.compiler.compile(grammar, param="tools")
         if not request.tools or request.tool_choice == "none":
-            path = request.structured_path or "structured_outputs"
             return None if wanted is None else self.compiler.compile(wanted, thinking=thinking, param=path)
         if request.tool_choice == "auto":
-            if wanted is None:
-                return None
-            path = request.structured_path or "structured_outputs"
+            assert wanted is not None
             return self.compiler.compile(wanted, thinking=thinking, calls=self._calls(request), param=path)
         if wanted is not None:
             raise InvalidRequest(
@@ -125,14 +173,67 @@ class Toolbox:
                 param=request.structured_path.partition(".")[0] or "structured_outputs",
             )
         check_guided(request.params)
-        lead, rules = ("thinking ", self.compiler.thought(thinking)) if thinking is not None else ("", "")
         grammar = StructuredOutputs(grammar=f"start: {lead}calls\n{self._calls(request)}{rules}")
         return self.compiler.compile(grammar, param="tools")
+
+    def _lazily(self, request: Request) -> str:
+        """Rules of which ``free`` is any text, and a call wherever the model opens one: it is then kept to a
+        tool's name, to its schema where that is ``strict``, and to one call where several are not wanted.
+        With ``none``, text that opens no call. Empty where nothing has to be kept."""
+        if self.unkept(request) is not None:
+            return ""
+        none = request.tool_choice == "none"
+        if none and self._masked():
+            return ""
+        if not none and request.parallel_tool_calls and not stricts(request):
+            return ""
+        try:
+            return free_grammar(
+                self.record,
+                None if none else self._lazy_schemas(request),
+                several=request.parallel_tool_calls and self.record.parallel,
+                literal=self.compiler.literal,
+                style={**JSON_STYLE, **EXACT},
+            )
+        except ValueError as error:
+            raise cannot(error) from None
+
+    def _lazy_schemas(self, request: Request) -> dict[str, Any]:
+        """The schema of each strict tool; any object for the others, where the format can write one."""
+        held = stricts(request)
+        schemas = schemas_of(request)
+        if self.record.style in ("tagged", "pythonic"):
+            return schemas  # its parameters are the format's own words, so there is no "any object"
+        return {name: schema if name in held else {} for name, schema in schemas.items()}
+
+    def _masked(self) -> bool:
+        """Whether every way to open a call is one token, so that banning them is enough."""
+        return len(self._openers()) == len(self.record.openers) and not self.record.bare
+
+    def unkept(self, request: Request) -> tuple[str, str] | None:
+        """What a grammar of calls cannot keep here: the parameter, and why."""
+        if not request.tools or request.params.structured_outputs is not None:
+            return None
+        if request.tool_choice == "none" and not self._masked():
+            param = "tool_choice"
+        elif request.tool_choice == "auto" and (stricts(request) or not request.parallel_tool_calls):
+            param = "tools.strict" if stricts(request) else "parallel_tool_calls"
+        else:
+            return None
+        if self.record.style == "harmony":
+            return param, "not enforced: this format opens calls in the middle of its messages"
+        if param != "tools.strict" and guided_missing() is not None:
+            return param, f"not enforced: {guided_missing()}"
+        return None
 
     def banned(self, request: Request) -> tuple[int, ...]:
         """With ``tool_choice: none`` the markers of calls, where they are single tokens."""
         if not request.tools or request.tool_choice != "none":
             return ()
+        return self._openers()
+
+    def _openers(self) -> tuple[int, ...]:
+        """Ids of the markers that open a call, where they are single tokens."""
         found = []
         for marker in self.record.openers:
             segments = self._tokenizer.segments(marker)
@@ -169,9 +270,20 @@ class Toolbox:
                 style={**JSON_STYLE, **EXACT},
             )
         except ValueError as error:
-            raise InvalidRequest(
-                f"these tools cannot be enforced: {error}", param="tools", code="invalid_json_schema"
-            ) from None
+            raise cannot(error) from None
+
+
+def cannot(error: ValueError) -> InvalidRequest:
+    """The 400 for tools that a format cannot write."""
+    return InvalidRequest(
+        f"these tools cannot be enforced: {error}", param="tools", code="invalid_json_schema"
+    )
+
+
+def stricts(request: Request) -> frozenset[str]:
+    """Names of the tools whose schema holds even where the model chooses to call them."""
+    functions = [tool["function"] for tool in request.tools or ()]
+    return frozenset(function["name"] for function in functions if function.get("strict"))
 
 
 def schemas_of(request: Request) -> dict[str, Any]:

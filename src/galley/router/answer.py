@@ -40,7 +40,7 @@ class Answer:
     prepared: Prepared
 
     def __init__(self, router: "Router", request: Request, receipt_id: str, gone: Callable[[], bool]) -> None:
-        self.request = request
+        self.request = self._asked = request
         self.receipt_id = receipt_id
         self.receipt: Receipt | None = None
         self._router = router
@@ -202,6 +202,10 @@ class Answer:
                 judgement=self.judgement,
             )
             self._accounted = self._router.record(self.receipt, self.request, self._meter.pieces)
+            if status == "ok":
+                self._router.shadows.after(
+                    self._router.catalog, self._router.chooser, self._asked, self.receipt
+                )
         except Exception:
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(f"galley: NO RECEIPT for {self.receipt_id}: {traceback.format_exc()}\n")

@@ -9,7 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -17,116 +17,28 @@ from galley.economics.price import FREE, PriceBook, PriceVersion, UnknownPrice, 
 from galley.errors import ConfigError, ModelNotFound
 from galley.providers.base import ModelCard, Provider
 from galley.router.facts import CAPABILITIES
-from galley.router.market.market import MarketTable
+from galley.router.tables import (
+    Document,
+    Location,
+    Logical,
+    OfferTable,
+    PolicyTable,
+    ProviderTable,
+    RouteTable,
+    ShadowTable,
+)
 
-__all__ = ["Catalog", "Logical", "Offer", "PolicyTable", "ProviderTable", "RouteTable"]
-
-Location = Literal["local", "site", "cloud"]
-"""``local``: this machine; ``site``: ours, elsewhere; ``cloud``: somebody else's."""
-BASIC = ("chat", "completion")
-
-
-class Logical(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[[model]]``: what can be asked for.
-
-    Attributes:
-        quality: 0..1, the operator's or an evaluation's word; used to rank, never to exclude.
-        tags: what it is good at (``code``, ``summary``, ``creative`` …).
-        weights: sha256 that a local engine must serve, or empty.
-        price: what it costs on this machine; default: the setting ``ledger.local_price``.
-        fallback: logical models to go on with when no offer of this one answers, in order.
-    """
-
-    id: str
-    aliases: list[str] = []
-    capabilities: list[str] = msgspec.field(default_factory=lambda: list(BASIC))
-    context: int = 4096
-    max_output: int | None = None
-    quality: float = 0.5
-    tags: list[str] = []
-    weights: str = ""
-    fallback: list[str] = []
-    price: list[dict[str, Any]] = []
-
-
-class OfferTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[[provider.offer]]``."""
-
-    model: str
-    name: str = ""
-    """On the wire; default: the logical id."""
-    context: int | None = None
-    price: list[dict[str, Any]] = []
-
-
-class ProviderTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[[provider]]``: somebody who serves models. Keys come from ``key_env`` or ``key_file``, never from
-    here."""
-
-    name: str
-    kind: Literal["openai", "anthropic"]
-    url: str
-    offer: list[OfferTable]
-    location: Location = "cloud"
-    region: str = ""
-    key_env: str = ""
-    key_file: str = ""
-    price_id: str = ""
-    """Provider id in genai-prices, e.g. ``openai``."""
-    extended: bool = False
-    newer_limit: bool = False
-    headers: dict[str, str] = {}
-    connect_s: float = 5.0
-    first_s: float = 60.0
-    idle_s: float = 30.0
-    slow_chars: int = 0
-    slow_s: float = 5.0
-    health_path: str = "/models"
-    lacks: list[str] = []
-    """Capabilities that this server cannot carry, though its kind can."""
-
-
-class RouteTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[[route]]``: a name that stands for a choice among models, by a policy."""
-
-    name: str
-    policy: Literal["fixed", "rules", "specialised", "learned", "cascade", "bandit", "factors"]
-    models: list[str]
-    options: dict[str, Any] = {}
-
-
-class PolicyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[policy]``: what holds for every request. Nothing leaves the machine unless this says it may."""
-
-    location: Literal["local-only", "local-first", "any"] = "local-only"
-    regions: list[str] = []
-    """Regions where a request may be served; empty is all. Local engines are always in region."""
-    ceiling: dict[str, Any] | None = None
-    """Price assumed of the unknown; without one they are refused."""
-    max_usd: str | None = None
-    """Most a single request may cost, in USD."""
-    retries: int = 3
-    """Most attempts after the first."""
-    patience_s: float = 2.5
-    """Longest wait, in all, while every eligible provider is rate-limited or its breaker is open; when it
-    would take longer, the answer is a 503 with Retry-After at once."""
-    retry_share: float = 0.2
-    """Retries per request, over time, per upstream."""
-    hedge_share: float = 0.05
-    """Hedged requests per request, over time; 0 is off."""
-    hedge_after_s: float | None = None
-    """When to hedge; default: the 95th percentile of the time to the first output, once 50 are known."""
-    deadline_s: float = 300.0
-
-
-class Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file."""
-
-    policy: PolicyTable = PolicyTable()
-    model: list[Logical] = []
-    provider: list[ProviderTable] = []
-    route: list[RouteTable] = []
-    market: MarketTable | None = None
+__all__ = [
+    "Catalog",
+    "Document",
+    "Logical",
+    "Offer",
+    "OfferTable",
+    "PolicyTable",
+    "ProviderTable",
+    "RouteTable",
+    "ShadowTable",
+]
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,6 +149,18 @@ class Catalog:
                 raise ConfigError(f"route {route.name!r} has no models")
             self._known(f"route {route.name!r}", route.models)
             self.routes[route.name] = route
+        for shadow in document.shadow:
+            where = f"shadow of {shadow.of!r}"
+            self._known(where, [shadow.to])
+            if (
+                shadow.of not in self.models
+                and shadow.of not in self.aliases
+                and shadow.of not in self.routes
+            ):
+                raise ConfigError(f"{where}: there is no such model, alias or route")
+            if not 0 < shadow.share <= 1 or shadow.at_once < 1:
+                raise ConfigError(f"{where}: share lies in 0..1, and at_once is at least 1")
+            pico(shadow.max_usd_day, f"{where}: max_usd_day")
 
     def _known(self, where: str, names: Iterable[str]) -> None:
         for name in names:
@@ -249,7 +173,7 @@ class Catalog:
         if table.key_env and table.key_file:
             raise ConfigError(f"provider {table.name!r}: give key_env or key_file, not both")
         self.tables[table.name] = table
-        lacks = {"token_ids", *table.lacks}
+        lacks = {"token_ids", "thinking", *table.lacks}
         if unknown := set(table.lacks) - set(CAPABILITIES):
             raise ConfigError(f"provider {table.name!r}: lacks: unknown capabilities {sorted(unknown)}")
         if not table.extended:

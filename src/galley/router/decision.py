@@ -4,7 +4,7 @@ import functools
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 
 import msgspec
@@ -155,16 +155,18 @@ class Chooser:
                 choice, reason=f"{choice.reason}; not eligible, so its declared fallback"
             )
         warm = self._sessions.get(facts.session) if facts.session else None
-        if warm is not None:
-            last = (request.messages or [{}])[-1]
-            choice = self._stick(choice, eligible, warm, tools=last.get("role") == "tool")
-        ranked: Iterable[str] = choice.order
+        tools = (request.messages or [{}])[-1].get("role") == "tool"
+        drawn = choice
+        choice, ranked = self._rank(drawn, eligible, warm, tools=tools)
+        if drawn.chances:
+            # The probability of what will be tried first, with all that overrules the draw.
+            leads = {
+                name: self._rank(led_by(drawn, name), eligible, warm, tools=tools)[1][0]
+                for name in drawn.order
+            }
+            chance = sum(drawn.chances[name] for name, lead in leads.items() if lead == ranked[0])
+            choice = msgspec.structs.replace(choice, propensity=min(1.0, chance))
         local_first = catalog.policy.location == "local-first"
-        if local_first:
-            ranked = sorted(
-                choice.order,
-                key=lambda model: all(c.offer.location != "local" for c in eligible.models[model]),
-            )
         sequence = [
             candidate
             for model in ranked
@@ -195,6 +197,18 @@ class Chooser:
         return Question(
             request=request, facts=facts, models=self.catalog.models, eligible=eligible.models, wait=wait
         )
+
+    def _rank(
+        self, choice: Choice, eligible: Eligible, warm: tuple[str, str, int] | None, *, tools: bool
+    ) -> tuple[Choice, list[str]]:
+        """A choice with what overrules it (the conversation, local first), and the models in the order in
+        which they are tried."""
+        if warm is not None:
+            choice = self._stick(choice, eligible, warm, tools=tools)
+        ranked = list(choice.order)
+        if self.catalog.policy.location == "local-first":
+            ranked.sort(key=lambda model: all(c.offer.location != "local" for c in eligible.models[model]))
+        return choice, ranked
 
     def _stick(
         self, choice: Choice, eligible: Eligible, warm: tuple[str, str, int], *, tools: bool
@@ -233,8 +247,28 @@ class Chooser:
             self._sessions.popitem(last=False)
 
     def inherit(self, other: "Chooser") -> None:
-        """Take over the conversations of the chooser before a reload."""
+        """Take over the conversations of the chooser before a reload, and what its bandits have learned."""
         self._sessions = other._sessions
+        for name, policy in self._policies.items():
+            before = other._policies.get(name)
+            if isinstance(policy, Bandit) and isinstance(before, Bandit):
+                policy.inherit(before)
+
+    def learn(self, route: Route, reward: float) -> bool:
+        """What an answer was worth, 0..1, by the route on its receipt. True when a bandit learned from it: it
+        drew the model that then answered. Raises ValueError for a reward outside 0..1."""
+        policy = self._policies.get(route.asked)
+        drawn = route.candidates[0].rpartition("@")[0] if route.candidates else ""
+        if not isinstance(policy, Bandit) or route.rule != "bandit" or drawn != route.model:
+            return False
+        policy.learn(route.kind, route.model, reward)
+        return True
+
+
+def led_by(choice: Choice, name: str) -> Choice:
+    """The choice if another model had been drawn."""
+    rest = [each for each in choice.order if each != name]
+    return msgspec.structs.replace(choice, order=[name, *rest])
 
 
 def refuse(name: str, refused: Mapping[str, str]) -> PolicyRefused:

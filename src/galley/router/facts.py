@@ -20,9 +20,11 @@ CAPABILITIES = (
     "token_ids",
     "sampling",
     "n",
+    "thinking",
 )
 """What a model may be declared able to do. ``token_ids`` needs the tokenizer here; ``json`` is JSON, by
 schema or any; ``grammar`` other forms of output (regex, choice, grammar, white space between tokens);
+``thinking`` a wish for how much to reason (``reasoning_effort``, a budget);
 ``sampling`` is the parameters beyond OpenAI's own (top_k, min_p, repetition_penalty, min_tokens …)."""
 
 
@@ -74,6 +76,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         if p.structured_outputs is not None:
             free = p.structured_outputs.json is None and not p.structured_outputs.json_object
             needs.add("grammar" if free or p.structured_outputs.whitespace_pattern is not None else "json")
+        if request.reasoning_effort is not None or request.thinking_budget is not None:
+            needs.add("thinking")
         if p.top_k > 0 or p.min_p > 0 or p.repetition_penalty != 1 or p.min_tokens or p.ignore_eos:
             needs.add("sampling")
         if p.include_stop_str_in_output:

@@ -295,10 +295,10 @@ class Bandit:
         self._epsilon = number(table, "epsilon", 0.05, 0, 1)
         self._price = number(table, "price", 0.3, 0, 1)
         self._rng = rng
-        self._arms: dict[tuple[str | None, str], list[float]] = {}
+        self._arms: dict[tuple[str, str], list[float]] = {}
 
     def choose(self, question: Question) -> Choice:
-        kind = speciality(last_user_text(question.request))[0]
+        kind = speciality(last_user_text(question.request))[0] or "unclear"
         names = list(question.eligible)
         price = scaled([float(question.expected(name)) for name in names])
         scores = {
@@ -309,23 +309,29 @@ class Bandit:
         explore = self._rng.random() < self._epsilon
         chosen = self._rng.choice(names) if explore else order[0]
         share = self._epsilon / len(names)
-        propensity = share + (1 - self._epsilon if chosen == order[0] else 0.0)
+        chances = {name: share + (1 - self._epsilon if name == order[0] else 0.0) for name in names}
         return Choice(
             order=[chosen, *(name for name in order if name != chosen)],
             scores=scores,
-            propensity=propensity,
-            reason=f"{'explores' if explore else 'best so far'} for {kind or 'unclear'} work",
+            propensity=chances[chosen],
+            chances=chances,
+            kind=kind,
+            reason=f"{'explores' if explore else 'best so far'} for {kind} work",
         )
 
-    def learn(self, text: str, model: str, reward: float) -> None:
-        """Tell how good an answer was. Raises ValueError outside 0..1."""
+    def learn(self, kind: str, model: str, reward: float) -> None:
+        """Tell how good an answer to that kind of work was. Raises ValueError outside 0..1."""
         if not 0 <= reward <= 1:
             raise ValueError(f"reward {reward}")
-        arm = self._arms.setdefault((speciality(text)[0], model), [0.0, 0.0])
+        arm = self._arms.setdefault((kind, model), [0.0, 0.0])
         arm[0] = arm[0] * self.FADE + reward
         arm[1] = arm[1] * self.FADE + 1
 
-    def _mean(self, kind: str | None, model: Logical) -> float:
+    def inherit(self, other: "Bandit") -> None:
+        """Go on with what another has learned."""
+        self._arms = other._arms
+
+    def _mean(self, kind: str, model: Logical) -> float:
         total, count = self._arms.get((kind, model.id), (0.0, 0.0))
         return (total + self.PRIOR * model.quality) / (count + self.PRIOR)
 

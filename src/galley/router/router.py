@@ -21,6 +21,7 @@ from galley.router.decision import Chooser, Decision
 from galley.router.health import BASE_S, Budget, Health
 from galley.router.purse import Purse
 from galley.router.recorder import Auditor, Recorder
+from galley.router.shadow import Shadows
 from galley.types import Delta, Receipt, Request
 
 __all__ = ["Answer", "Recorder", "Router"]
@@ -75,6 +76,7 @@ class Router:
         self._breaker_s = breaker_s
         self._health: dict[str, Health] = {}
         self._hedges: Budget | None = None
+        self.shadows = Shadows(self.keep, self.health, self._rng, witness=auditor is not None)
         self.chooser = self._choose_over(self.catalog)
         for provider in providers:
             self.add(provider)
@@ -135,6 +137,7 @@ class Router:
     def drain(self) -> None:
         """Admit no more requests; those running go on (CAN-6)."""
         self.state = "draining"
+        self.shadows.cancel()
 
     async def abort(self) -> None:
         """Cancel whatever runs, and wait until the engine has let go of it. Each answer then ends with an
@@ -180,6 +183,10 @@ class Router:
             ask=decision.ask,
         )
 
+    def learn(self, receipt: Receipt, reward: float) -> bool:
+        """What an answer was worth; True when a bandit learned from it. Raises ValueError outside 0..1."""
+        return receipt.route is not None and self.chooser.learn(receipt.route, reward)
+
     def open(
         self, request: Request, *, receipt_id: str | None = None, gone: Callable[[], bool] = lambda: False
     ) -> "Answer":
@@ -215,11 +222,16 @@ class Router:
     ) -> "Future[None] | None":
         """Store a receipt and tell the listeners. In strict audit the result tells when its entry is
         durable."""
-        done = None
-        if self.auditor is None:
-            self.receipts.record(receipt)
-        else:
-            done = self.auditor.put(receipt, request, pieces or {})
+        done = self.keep(receipt, request, pieces or {})
         for listener in self.listeners:
             listener(receipt)
         return done
+
+    def keep(
+        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]]
+    ) -> "Future[None] | None":
+        """Store a receipt, and tell nobody."""
+        if self.auditor is not None:
+            return self.auditor.put(receipt, request, pieces)
+        self.receipts.record(receipt)
+        return None

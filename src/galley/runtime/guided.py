@@ -176,7 +176,7 @@ class Compiler:
         self.size = size
         self.compiled = 0
         """Grammars compiled since start; what the cache had does not count."""
-        self._vocab = vocab
+        self.vocab = vocab
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = Lock()
         self._engine: Any = None
@@ -202,7 +202,7 @@ class Compiler:
             raise refuse(f"it cannot be read: {error}", param) from None
         if len(described) > MAX_SOURCE:
             raise refuse(f"it has more than {MAX_SOURCE} characters", param)
-        key = hashlib.sha256(f"{self.tokenizer.digest} {self._vocab} {described}".encode()).hexdigest()
+        key = hashlib.sha256(f"{self.tokenizer.digest} {self.vocab} {described}".encode()).hexdigest()
         with self._lock:
             known = self._kept.get(key)
             if known is not None:
@@ -257,7 +257,7 @@ class Compiler:
             matcher = self._match({"lark_grammar": self._lark(wanted, param)}, top)
             if matcher.is_error():
                 raise refuse(matcher.get_error(), param)
-        return Compiled(matcher, -(-self._vocab // 32), relaxed)
+        return Compiled(matcher, -(-self.vocab // 32), relaxed)
 
     def _lark(self, wanted: StructuredOutputs, param: str) -> str:
         if wanted.grammar is not None:
@@ -324,7 +324,7 @@ class Compiler:
 
         with self._lock:
             if self._engine is None:
-                words: Any = Words(self.tokenizer, self._vocab)
+                words: Any = Words(self.tokenizer, self.vocab)
                 self._engine = llguidance.LLTokenizer(words, eos_token=list(self.tokenizer.eos_ids) or None)
         grammars = [{"lark_grammar": top}, {"name": "answer", **answer}] if top else [answer]
         limits = llguidance.LLParserLimits(verbose_errors=False)

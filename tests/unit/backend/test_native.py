@@ -1,5 +1,6 @@
 """The native kernels: every instruction set this machine has against the numpy oracle, and faults."""
 
+import platform
 from array import array
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def test_logits_follow_the_oracle(tmp_path: Path, isa: str, types: str) -> None:
             assert np.abs(got - want).max() < limit * want.std() * 4
             assert np.sqrt(((got - want) ** 2).mean()) < limit * want.std()
         backend.close()
+
+
+@pytest.mark.parametrize("types", FLOATS + BLOCKS + SUPERBLOCKS)
+def test_smp6_fusing_instruction_sets_agree_to_the_bit(tmp_path: Path, types: str) -> None:
+    fusing = [isa for isa in ISAS if isa != "portable" or platform.machine() in ("aarch64", "arm64")]
+    if len(fusing) < 2:
+        pytest.skip(f"only {fusing} here")
+    with GGUF.open(make(tmp_path / "m.gguf", types)) as gguf:
+        seen = []
+        for isa in fusing:
+            backend = NativeBackend(gguf, spec_from_gguf(gguf), threads=2, num_blocks=8, isa=isa)
+            for n in (1, 5, 49):
+                backend.run(prompt(n))
+                seen.append((n, backend.logits().tobytes()))
+            backend.close()
+    assert len(set(seen)) == 3
 
 
 @pytest.mark.parametrize("isa", ISAS)

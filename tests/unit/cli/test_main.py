@@ -7,8 +7,10 @@ import json
 import os
 import resource
 import statistics
+import struct
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -282,15 +284,100 @@ def test_capture_can_be_switched_off(
 
 def test_damaged_entry_is_told_beside_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("good", "bad"):
-        (tmp_path / f"{name}.gguf").write_bytes(b"GGUF")
+        (tmp_path / f"{name}.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
         assert invoke(["--home", str(tmp_path), "pull", str(tmp_path / f"{name}.gguf")]) == 0
     (tmp_path / "models/bad/entry.json").write_text("{")
     capsys.readouterr()
-    assert invoke(["--home", str(tmp_path), "list"]) == 3
+    assert invoke(["--home", str(tmp_path), "list"]) == 0
     captured = capsys.readouterr()
     assert "good" in captured.out and "models/bad" in captured.err
     assert invoke(["--home", str(tmp_path), "rm", "good", "bad"]) == 0
     assert invoke(["--home", str(tmp_path), "list"]) == 0
+
+
+@pytest.fixture
+def stranger() -> Iterator[Callable[[], None]]:
+    """Become a user to whom permissions apply, for the rest of the test."""
+    before = os.geteuid()
+
+    def become() -> None:
+        if before == 0:
+            os.seteuid(65534)
+
+    yield become
+    os.seteuid(before)
+
+
+def receipts_in(home: Path) -> str:
+    store = ReceiptStore(home / "receipts.db")
+    request = Request(id="r", api="test", model="m", params=SamplingParams(), created=1.0, prompts=["x"])
+    receipt = assemble(receipt_id="rcpt_1", request=request, route=None, digests=None, meters={}, status="ok")
+    store.record(receipt)
+    store.close()
+    return receipt.id
+
+
+COMMANDS_THAT_LOOK = (["cache", "list"], ["cache", "drop", "--all"], ["log"], ["receipt", "rcpt_1"])
+
+
+@pytest.mark.parametrize("shut", ["home", "inside"])
+@pytest.mark.parametrize("words", COMMANDS_THAT_LOOK, ids=" ".join)
+def test_another_users_home_is_a_typed_error(
+    tmp_path: Path,
+    shut: str,
+    words: list[str],
+    stranger: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = tmp_path / "home"
+    (home / "kv").mkdir(parents=True)
+    receipts_in(home)
+    monkeypatch.chdir("/")
+    assert invoke(["--home", str(home), *words]) == 0  # and everything is imported
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    for folder in (home,) if shut == "home" else (home / "kv", home / "receipts.db"):
+        folder.chmod(0)
+    capsys.readouterr()
+    try:
+        stranger()
+        code = invoke(["--home", str(home), *words])
+    finally:
+        os.seteuid(os.getuid())
+        home.chmod(0o700)
+        (home / "kv").chmod(0o700)
+    told = capsys.readouterr().err
+    assert code != 0 and "internal fault" not in told, told
+    assert str(home) in told and "GALLEY_HOME" in told
+
+
+@pytest.mark.parametrize("words", [["cache", "list"], ["log"], ["receipt", "rcpt_1"]], ids=" ".join)
+def test_a_read_only_home_can_be_looked_at(
+    tmp_path: Path, words: list[str], stranger: Callable[[], None], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    home = tmp_path / "home"
+    (home / "kv").mkdir(parents=True)
+    receipts_in(home)
+    monkeypatch.chdir("/")
+    assert invoke(["--home", str(home), *words]) == 0
+    expected = capsys.readouterr().out
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    (home / "kv").chmod(0o555)
+    home.chmod(0o555)
+    for file in home.glob("receipts*"):
+        file.chmod(0o444)
+    try:
+        stranger()
+        code = invoke(["--home", str(home), *words])
+    finally:
+        os.seteuid(os.getuid())
+        home.chmod(0o700)
+    assert (code, capsys.readouterr().out) == (0, expected)
 
 
 def test_settings_file_that_cannot_be_written_is_a_usage_error(

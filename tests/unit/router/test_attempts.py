@@ -156,9 +156,11 @@ async def test_a_dead_provider_is_left_alone_and_taken_back_when_it_lives():
         await a.start()
         await asyncio.sleep(0.6)
         await router.probe()
-        for _ in range(30):
+        for _ in range(500):  # a busy machine is slow to draw it twice
             assert await ask(router) == TEXT
             await asyncio.sleep(0.02)
+            if breaker.state == "closed":
+                break
         assert router.health("big@a").breaker.state == "closed"
 
 

@@ -112,8 +112,8 @@ def test_bandit_learns():
     which = chooser("bandit", {"epsilon": 0.0, "price": 0.0})
     assert first(which.decide(ask())) == "large"
     for _ in range(60):
-        which._policies["auto"].learn("hello", "large", 0.0)
-        which._policies["auto"].learn("hello", "small", 1.0)
+        which._policies["auto"].learn("unclear", "large", 0.0)
+        which._policies["auto"].learn("unclear", "small", 1.0)
     assert first(which.decide(ask())) == "small"
 
 

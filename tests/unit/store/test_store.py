@@ -3,7 +3,9 @@
 import hashlib
 import os
 import random
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -22,9 +24,12 @@ from galley.model.progress import PullPlan
 from galley.model.sources import HubSource, PypiSource, parse_source
 from galley.model.staging import DigestMismatch, PullError, Staging
 from galley.model.store import ENTRY, NameTaken, Store
+from tests.tiny import tiny_gguf
 
-CONTENT = b"GGUF" + bytes(range(256)) * (3 << 12)
-"""3 MiB that start like a model: the store looks at the magic and at digests, not inside."""
+HEADER = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)
+"""Of a file without tensors and metadata."""
+CONTENT = HEADER + bytes(range(256)) * (3 << 12)
+"""3 MiB that start like a model: the store looks at the header, at tensors' places and at digests."""
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -307,7 +312,7 @@ def http_index(index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     server.server_close()
 
 
-NOISE = b"GGUF" + random.Random(1).randbytes(3 << 20)
+NOISE = HEADER + random.Random(1).randbytes(3 << 20)
 """Does not compress: the wheel is as large as its content."""
 
 
@@ -446,6 +451,44 @@ def test_damaged_entry_stands_in_nobodys_way(tmp_path: Path) -> None:
     assert store.remove("b").name == "b"
     assert [entry.name for entry in store.list()] == ["c"]
     assert (tmp_path / "b.gguf").exists(), "the user's own file stays"
+
+
+@pytest.mark.parametrize("cut", [1, 100, 5000])
+def test_truncated_model_is_refused(tmp_path: Path, cut: int) -> None:
+    whole = tiny_gguf(tmp_path / "tiny.gguf", "llama", layers=1, seed=7)
+    torn = tmp_path / "torn.gguf"
+    torn.write_bytes(whole.read_bytes()[:-cut])
+    store = Store(tmp_path / "home")
+    with pytest.raises(BadModelFile, match="truncated"):
+        store.pull(str(torn))
+    assert store.list() == [] and list((tmp_path / "home/staging").iterdir()) == []
+    assert torn.exists(), "the user's own file stays"
+    store.pull(str(whole))
+
+
+def test_home_may_be_moved(index: Path, tmp_path: Path) -> None:
+    source = ref(wheel(index, {"a.gguf": CONTENT}))
+    own = gguf(tmp_path / "own.gguf")
+    store = Store(tmp_path / "home")
+    first = store.pull(source, name="demo")
+    store.pull(str(own))
+    (tmp_path / "home").rename(tmp_path / "moved")
+    moved = Store(tmp_path / "moved")
+    demo = moved.resolve("demo")
+    assert demo.path == tmp_path / "moved/models/demo/model.gguf" and demo.sha256 == first.sha256
+    assert demo.path.read_bytes() == CONTENT
+    assert moved.resolve("own").path == own
+    assert moved.pull(source, name="demo").path == demo.path, "it is here already"
+    assert str(tmp_path) not in (tmp_path / "moved/models/demo" / ENTRY).read_text()
+
+
+def test_home_of_an_earlier_version_may_be_moved(index: Path, tmp_path: Path) -> None:
+    """Entries used to hold absolute paths."""
+    Store(tmp_path / "home").pull(ref(wheel(index, {"a.gguf": CONTENT})), name="demo")
+    entry = tmp_path / "home/models/demo" / ENTRY
+    entry.write_text(entry.read_text().replace('"model.gguf"', f'"{tmp_path}/home/models/demo/model.gguf"'))
+    shutil.move(tmp_path / "home", tmp_path / "moved")
+    assert Store(tmp_path / "moved").resolve("demo").path == tmp_path / "moved/models/demo/model.gguf"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """What is enforced is what is understood: whatever a format's grammar permits, its reader reads as calls."""
 
 import json
+from array import array
 
 import jsonschema
 import msgspec
 import pytest
 
+from galley.errors import GuideFailed
 from galley.model.model import Model
 from galley.runtime.guided import EXACT, JSON_STYLE, Compiler, Thinking
 from galley.runtime.text.formats import FORMATS, GENERIC
-from galley.runtime.text.grammar import calls_grammar
+from galley.runtime.text.grammar import calls_grammar, free_grammar
 from galley.runtime.text.harmony import HarmonyOutput
 from galley.runtime.text.output import Output
 from galley.types import StructuredOutputs
@@ -160,3 +162,80 @@ def test_what_a_format_cannot_write_is_refused(compiler):
     for name, tools in cases:
         with pytest.raises(ValueError, match="format"):
             grammar(compiler, by_name[name], tools, several=False)
+
+
+def free(compiler, record, tools, *, several=True):
+    rules = free_grammar(
+        record, tools, several=several, literal=compiler.literal, style={**JSON_STYLE, **EXACT}
+    )
+    return compiler.compile(StructuredOutputs(grammar="start: free\n" + rules))
+
+
+FREE = [record for record in RECORDS if record.style != "harmony"]
+STRICT = {
+    "weather": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Rome", "Bern"]}, "days": {"type": "integer", "maximum": 9}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+    "now": TOOLS["now"],
+}
+
+
+@pytest.mark.parametrize("record", FREE, ids=lambda r: r.name)
+def test_what_follows_an_opened_call_is_a_call(compiler, record):
+    """``tool_choice: auto``: text is free; from the marker on the grammar holds."""
+    said_before = "" if record.bare else "Let me see. { <tool_cal "
+    opener = record.bare or record.openers[0]
+    tools = {"weather": STRICT["weather"]} if record.style == "pythonic" else STRICT
+    compiled = free(compiler, record, tools, several=record.parallel)
+    found = 0
+    for seed in range(25):
+        text = walk(compiled, compiler.tokenizer, VOCAB, seed, lead=said_before + opener)
+        if text is None:
+            continue
+        output = Output(record, TOOLS, reasoning=False, new_id=lambda: "id")
+        said, _, calls, warnings = meaning([*output.feed(text), *output.flush("stop")])
+        assert said.strip() == said_before.strip() and warnings == [] and calls, text
+        for name, arguments, retracted in calls:
+            assert not retracted
+            jsonschema.validate(json.loads(arguments), STRICT[name])
+            found += 1
+    assert found > 3
+
+
+@pytest.mark.parametrize("record", FREE, ids=lambda r: r.name)
+def test_text_without_a_call_is_free_and_may_end_anywhere(compiler, record):
+    encode = compiler.tokenizer.encode
+    for tools in (STRICT, None):
+        guide = free(compiler, record, tools).guide()
+        masks = array("I", [0]) * -(-VOCAB // 32)
+        end = compiler.tokenizer.eos_ids[0]
+        for token in encode("It is 5 < 6, ok: {x} [y]\n\n<too"):
+            guide.fill(masks, 0)
+            assert masks[token >> 5] >> (token & 31) & 1
+            assert guide.accept(token, 9) == []
+        guide.fill(masks, 0)
+        assert masks[end >> 5] >> (end & 31) & 1
+        guide.accept(end, 0)
+
+
+@pytest.mark.parametrize("record", FREE, ids=lambda r: r.name)
+def test_with_no_tools_no_call_can_be_opened(compiler, record):
+    """``tool_choice: none``."""
+    grammar = free(compiler, record, None)
+    for opener in [*record.openers, *([record.bare, "\n " + record.bare] if record.bare else [])]:
+        guide = grammar.guide()
+        with pytest.raises(GuideFailed):
+            for token in compiler.tokenizer.encode(opener):
+                guide.accept(token, 0)
+
+
+def test_one_call_where_several_are_not_wanted(compiler):
+    call = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+    for several in (False, True):
+        guide = free(compiler, GENERIC, {"now": TOOLS["now"]}, several=several).guide()
+        for token in compiler.tokenizer.encode("a " + call):
+            guide.accept(token, 0)
+        assert guide.ended != several

@@ -22,6 +22,7 @@ NAMES = {
     "response_format": "output_config.format",
     "response_format.json_schema.schema": "output_config.format.schema",
     "reasoning_effort": "thinking",
+    "thinking_token_budget": "thinking.budget_tokens",
     "user": "metadata.user_id",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }
@@ -29,8 +30,6 @@ NAMES = {
 SAME = ("model", "stream", "temperature", "top_p", "top_k")
 REFUSED = ("container", "mcp_servers", "context_management", "fallbacks", "user_profile_id")
 TIERS = {"auto": "auto", "standard_only": "default"}
-EFFORTS = ((2048, "low"), (8192, "medium"))
-"""Thinking budgets, in tokens, up to which an effort is meant; above them it is ``high``."""
 
 
 class MessagesDoor:
@@ -146,21 +145,24 @@ class MessagesDoor:
 
     @staticmethod
     def _thinking(fields: Fields) -> tuple[dict[str, Any], list[str]]:
-        """``thinking`` as an effort; the exact budget has no equal and is named."""
+        """``thinking`` as an effort, or as the budget it names."""
         thinking = fields.object("thinking")
         if thinking is None:
             return {}, []
         thinking.need("type")
         sort = thinking.choice("type", ("enabled", "disabled", "adaptive"))
         budget = thinking.integer("budget_tokens", 1024)
-        if sort == "enabled" and budget is None:
+        if sort == "enabled":
             thinking.need("budget_tokens")
+            thinking.raw("display")
+            return {"thinking_token_budget": budget}, thinking.rest()
         thinking.raw("display")
-        if sort == "disabled":
-            return {}, thinking.rest()
-        effort = next((word for most, word in EFFORTS if budget is not None and budget <= most), "high")
-        noted = [thinking.at("budget_tokens")] if budget is not None else []
-        return {"reasoning_effort": effort if sort == "enabled" else "medium"}, noted + thinking.rest()
+        noted = thinking.rest() + ([thinking.at("budget_tokens")] if budget is not None else [])
+        # An effort beside it (``output_config.effort``) says how hard; without one the model chooses.
+        wanted = {"reasoning_effort": "none"} if sort == "disabled" else {}
+        if sort == "adaptive" and (fields.body.get("output_config") or {}).get("effort") is None:
+            wanted = {"reasoning_effort": "medium"}
+        return wanted, noted
 
 
 def read_tool(fields: Fields, i: int, given: object, names: dict[str, str]) -> dict[str, Any]:

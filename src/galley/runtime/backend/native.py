@@ -13,8 +13,9 @@ from galley.runtime.processors import Processors
 if TYPE_CHECKING:
     from galley.model.gguf import GGUF
 
-KERNEL_REVISION = 5
-"""Raised whenever a kernel, layout or reduction order changes the bits of a result."""
+KERNEL_REVISION = 6
+"""Raised whenever a kernel, layout or reduction order changes the bits of a result, or what a step costs
+(measured costs are kept by it)."""
 
 
 class NativeBackend:
@@ -29,7 +30,8 @@ class NativeBackend:
         num_blocks: KV blocks of 16 tokens. The arena is reserved at once and touched only as it is used.
         kv: ``f16``, or ``int8`` with one scale per token and kv head: half the memory and half the bytes that
             a long context reads, at a small cost in accuracy (docs/ACCURACY.md).
-        isa: force ``avx512-vnni``, ``avx2`` or ``portable``; None takes the best this processor has.
+        isa: force one of ``avx512-vnni``, ``avx512vl-vnni``, ``avx2-vnni`` and ``avx2`` (x86-64),
+            ``neon-dotprod`` (arm64) or ``portable``; None takes the best this processor has.
 
     Raises:
         ConfigError: ``isa`` unknown or not available here.

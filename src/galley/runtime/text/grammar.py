@@ -8,9 +8,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from galley.runtime.text.formats import ChatFormat
 
-__all__ = ["calls_grammar"]
+__all__ = ["calls_grammar", "free_grammar"]
 
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 
@@ -22,6 +24,7 @@ def calls_grammar(
     several: bool,
     literal: Callable[[str], str],
     style: Mapping[str, Any],
+    opened: bool = False,
 ) -> str:
     """The rule ``calls`` and those it needs: one call of one of the tools, or ``several``: at least one.
 
@@ -29,6 +32,7 @@ def calls_grammar(
         tools: the JSON schema of each tool's parameters, by name.
         literal: spells a marker in the dialect, control tokens by their id.
         style: how JSON is written (``x-guidance``).
+        opened: the first marker is written already.
 
     Raises ValueError for a name or a parameter that the format cannot write.
     """
@@ -37,8 +41,16 @@ def calls_grammar(
     for number, (name, schema) in enumerate(tools.items()):
         rules += writer.call(number, name, schema if isinstance(schema, dict) else {})
     between = writer.text(record.between)
-    calls = f"call ({between} call)*" if several else "call"
-    parts = [writer.text(record.section[0])] if record.section[0] else []
+    head = "call"
+    if opened and not record.section[0]:
+        # The first call's own marker is there; those of later calls are still to be written.
+        head = "first"
+        begun = Writer(msgspec.structs.replace(record, call=("", record.call[1])), literal, style)
+        rules.append(f"first: {' | '.join(f'first_{n}' for n in range(len(tools)))}")
+        for number, (name, schema) in enumerate(tools.items()):
+            rules += begun.call(number, name, schema if isinstance(schema, dict) else {}, prefix="first")
+    calls = f"{head} ({between} call)*" if several else head
+    parts = [writer.text(record.section[0])] if record.section[0] and not opened else []
     if record.style in ("listed", "pythonic"):
         opening = record.pad + "[" if record.section[0] else "["
         parts += [writer.text(opening), calls, writer.text("]")]
@@ -49,6 +61,36 @@ def calls_grammar(
         parts.append(writer.text(record.section[1]))
     start = " ".join(part for part in parts if part)
     return "\n".join([f"calls: {start}", *rules]) + "\n"
+
+
+def free_grammar(
+    record: ChatFormat,
+    tools: Mapping[str, Any] | None,
+    *,
+    several: bool,
+    literal: Callable[[str], str],
+    style: Mapping[str, Any],
+) -> str:
+    """The rule ``free`` and those it needs: any text, and then calls of the tools if the text opens one.
+
+    The grammar takes hold where an opening marker is complete, so nothing but a call can follow it. Without
+    ``tools`` no marker can be written. Arguments otherwise as for ``calls_grammar``, which raises the same.
+    """
+    spelled = [marker for marker in record.openers if not literal(marker).startswith("<[")]
+    barred = [f"(?s:.*){escaped(marker)}(?s:.*)" for marker in spelled]
+    if record.bare:
+        barred.append(f"[ \\n\\r\\t]*{escaped(record.bare)}(?s:.*)")
+    text = "FREE: " + " & ".join(["/(?s:.+)/", *(f"~/{each}/" for each in barred)])
+    if tools is None:
+        return f"free: FREE?\n{text}\n"
+    first = record.section[0] or ("" if record.bare else record.call[0])
+    if not first or first not in spelled:
+        calls = calls_grammar(record, tools, several=several, literal=literal, style=style)
+        lead = "" if record.bare and not first else "FREE? "
+        return f"free: FREE? | {lead}calls\n{text}\n{calls}"
+    # The marker is text: what ends with it is the lead, and the calls go on from there.
+    calls = calls_grammar(record, tools, several=several, literal=literal, style=style, opened=True)
+    return f"free: FREE? | lead calls\nlead[lazy]: /(?s:.*){escaped(first)}/\n{text}\n{calls}"
 
 
 class Writer:
@@ -69,9 +111,10 @@ class Writer:
             schema = {} if schema else {"not": {}}
         return "%json " + json.dumps({**schema, "x-guidance": self._style}, ensure_ascii=False)
 
-    def call(self, number: int, name: str, schema: dict[str, Any]) -> list[str]:
-        """The rules of one tool's call, the first of them ``call_<number>``."""
-        return getattr(self, f"_{self._record.style}")(f"call_{number}", name, schema)  # type: ignore[no-any-return]
+    def call(self, number: int, name: str, schema: dict[str, Any], *, prefix: str = "call") -> list[str]:
+        """The rules of one tool's call, the first of them ``<prefix>_<number>``."""
+        write = getattr(self, f"_{self._record.style}")
+        return write(f"{prefix}_{number}", name, schema)  # type: ignore[no-any-return]
 
     def _line(self, rule: str, *parts: str) -> str:
         return f"{rule}: " + " ".join(part for part in parts if part)
@@ -150,7 +193,7 @@ class Writer:
             if re.search(r'[<>"\n]', key):
                 raise ValueError(f"{key!r} cannot be a parameter in the format {record.name}")
             each = f"{rule}_{place}"
-            raw = inner.get("type") == "string" if isinstance(inner, dict) else False
+            raw = isinstance(inner, dict) and (inner.get("type") == "string" or texts_only(inner))
             if dsml:
                 head, tail = f'{parameter}{key}" string="{"true" if raw else "false"}">', f"{value_end}\n"
             else:
@@ -174,6 +217,12 @@ class Writer:
         closed = " ".join(filter(None, (self.text(record.pad), self.text(record.call[1]))))
         head = self.text(f"{function}{name}{close}")
         return [self._line(rule, opened, head, *inside, self.text(function_end), closed), *rules]
+
+
+def texts_only(schema: dict[str, Any]) -> bool:
+    """Whether a schema without a type can only be texts, which the reader takes raw."""
+    options = schema.get("enum")
+    return "type" not in schema and isinstance(options, list) and all(isinstance(o, str) for o in options)
 
 
 def escaped(text: str) -> str:
