@@ -59,11 +59,12 @@ class Bound {
     void close() { model_.reset(), embedding_ = nb::none(); }
 
     void step(Array<int32_t> tokens, Array<int32_t> seq_start, Array<int32_t> context, Array<int32_t> blocks,
-              Array<int32_t> block_start, Array<int32_t> out) {
+              Array<int32_t> block_start, Array<int32_t> out, Array<int32_t> states) {
         if (seq_start.size() != context.size() + 1 || block_start.size() != context.size() + 1)
             throw std::invalid_argument("step: offsets must have one entry more than there are sequences");
         const Step s{tokens.data(), seq_start.data(), context.data(), blocks.data(), block_start.data(), out.data(),
-                     (int)tokens.size(), (int)context.size(), (int)blocks.size(), (int)out.size()};
+                     states.data(), (int)tokens.size(), (int)context.size(), (int)blocks.size(), (int)out.size(),
+                     (int)states.size()};
         Model& m = model();
         nb::gil_scoped_release release;
         m.step(s);
@@ -71,7 +72,7 @@ class Bound {
 
     nb::tuple sample(Array<float> temperature, Array<int32_t> top_k, Array<float> top_p, Array<float> min_p,
                      Array<float> repetition, Array<float> frequency, Array<float> presence, Array<uint64_t> seed,
-                     Array<int64_t> position, Array<int32_t> lane, Array<int32_t> logprobs, Array<int32_t> bias_start,
+                     Array<int64_t> position, Array<int32_t> lane, Array<int32_t> logprobs, Array<int32_t> given, Array<int32_t> bias_start,
                      Array<int32_t> bias_ids, Array<float> bias_values, Array<int32_t> ban_start, Array<int32_t> ban_ids,
                      Array<int32_t> seen_start, Array<int32_t> seen_ids, Array<int32_t> seen_counts,
                      Array<int32_t> mask_row, Array<uint32_t> masks) {
@@ -81,10 +82,10 @@ class Bound {
             bias_start.size() != n + 1 || ban_start.size() != n + 1 || seen_start.size() != n + 1 ||
             bias_start.data()[n] != (int)bias_ids.size() || bias_ids.size() != bias_values.size() ||
             ban_start.data()[n] != (int)ban_ids.size() || seen_start.data()[n] != (int)seen_ids.size() ||
-            seen_ids.size() != seen_counts.size() || mask_row.size() != n)
+            seen_ids.size() != seen_counts.size() || mask_row.size() != n || given.size() != n)
             throw std::invalid_argument("sample: array lengths disagree");
         const DrawArrays d{(int)n, temperature.data(), top_p.data(), min_p.data(), repetition.data(), frequency.data(),
-                           presence.data(), top_k.data(), lane.data(), logprobs.data(), seed.data(), position.data(),
+                           presence.data(), top_k.data(), lane.data(), logprobs.data(), given.data(), seed.data(), position.data(),
                            bias_start.data(), bias_ids.data(), ban_start.data(), ban_ids.data(), seen_start.data(),
                            seen_ids.data(), seen_counts.data(), bias_values.data(), mask_row.data(), masks.data(),
                            masks.size()};
@@ -114,6 +115,14 @@ class Bound {
         const size_t rows = m.outputs(), cols = m.shape().vocab;
         if (to.shape(0) != rows || to.shape(1) != cols) throw std::invalid_argument("logits: wrong shape");
         for (size_t r = 0; r < rows; r++) std::memcpy(to.data() + r * cols, m.logits() + r * m.logits_stride(), cols * sizeof(float));
+    }
+
+    // Copy of the hidden states, float32 [state_count, hidden], into a buffer the caller made.
+    void states(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> to) {
+        Model& m = model();
+        const size_t rows = m.state_count(), cols = m.shape().hidden;
+        if (to.shape(0) != rows || to.shape(1) != cols) throw std::invalid_argument("states: wrong shape");
+        std::memcpy(to.data(), m.states(), rows * cols * sizeof(float));
     }
 
     // Raw bytes of one KV block, out of the arena and into it.
@@ -156,6 +165,8 @@ NB_MODULE(_native, m) {
         .def("step", &Bound::step)
         .def("sample", &Bound::sample)
         .def("logits", &Bound::logits)
+        .def("states", &Bound::states)
+        .def_prop_ro("states_count", [](Bound& b) { return b.model().state_count(); })
         .def("read_block", &Bound::read_block)
         .def("write_block", &Bound::write_block)
         .def_prop_ro("block_bytes", [](Bound& b) { return b.model().block_bytes(); })

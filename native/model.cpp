@@ -57,26 +57,29 @@ void Model::check(const Step& s) const {
         if (s.blocks[i] < 0 || s.blocks[i] >= blocks_) fail("step: block id outside the arena");
     for (int i = 0; i < s.outputs; i++)
         if (s.out[i] < 0 || s.out[i] >= s.count || (i && s.out[i] <= s.out[i - 1])) fail("step: output rows must ascend within the step");
+    for (int i = 0; i < s.state_count; i++)
+        if (s.states[i] < 0 || s.states[i] >= s.count || (i && s.states[i] <= s.states[i - 1])) fail("step: state rows must ascend within the step");
 }
 
 void Model::step(const Step& s) {
-    outputs_ = 0;
+    outputs_ = state_count_ = 0;
     if (s.count == 0) return;
     check(s);
     const Shape& m = shape_;
-    const size_t T = s.count;
-    grow(x_, T * m.hidden), grow(qkv_, T * (m.q_rows() + 2 * m.kv_rows())), grow(att_, T * m.q_rows()), grow(h_, T * m.ffn);
-    grow(xo_, (size_t)s.outputs * m.hidden), grow(atto_, (size_t)s.outputs * m.q_rows());
+    // Rows that go on past the last attention: a token may be wanted as logits and as a state, and is then there twice.
+    const size_t T = s.count, R = (size_t)s.outputs + s.state_count, most = std::max(T, R);
+    grow(x_, T * m.hidden), grow(qkv_, T * (m.q_rows() + 2 * m.kv_rows())), grow(att_, T * m.q_rows()), grow(h_, most * m.ffn);
+    grow(xo_, R * m.hidden), grow(atto_, R * m.q_rows()), grow(states_, (size_t)s.state_count * m.hidden);
     grow(logits_, (size_t)s.outputs * vocab_pad_);
     grow(cos_, T * m.rope_dim / 2), grow(sin_, T * m.rope_dim / 2), grow(seq_of_, T);
     const int widest = std::max({m.hidden, m.q_rows(), m.ffn});
-    shared_.fit(s.count, widest);
-    grow(shared_.x, T * m.hidden);
+    shared_.fit(most, widest);
+    grow(shared_.x, most * m.hidden);
     for (int i = 0; i < pool_.size(); i++) {
         own_[i].fit(kRedundant, widest);
         grow(own_[i].room, narrow_ ? pair_bytes(Layout::q8m, widest) : 0);
         grow(own_[i].x, (size_t)kRedundant * m.hidden);
-        grow(tile_[i], T * kPair * 2);
+        grow(tile_[i], most * kPair * 2);
     }
     for (int i = 0; i < s.sequences; i++)
         for (int t = s.seq_start[i]; t < s.seq_start[i + 1]; t++) seq_of_[t] = i;
@@ -85,7 +88,7 @@ void Model::step(const Step& s) {
     for (auto& thread : taken_)
         for (auto& n : thread) n.store(0, std::memory_order_relaxed);
     pool_.run([&](int thread) { forward(s, thread); });
-    outputs_ = s.outputs;
+    outputs_ = s.outputs, state_count_ = s.state_count;
 }
 
 Acts Model::prepared(const float* x, size_t ldx, int cols, int tokens, int thread, bool quantise) {
@@ -187,14 +190,15 @@ void Model::forward(const Step& s, int thread) {
         pool_.barrier();
         attend(s, i, thread);
         pool_.barrier();
-        if (i == m.layers - 1 && s.outputs < T) {
-            // Past the last attention a token matters only if its logits are wanted.
-            const auto [r0, r1] = share(s.outputs, thread, threads);
+        if (i == m.layers - 1 && (s.outputs < T || s.state_count)) {
+            // Past the last attention a token matters only if its logits or its state are wanted; first the former.
+            const auto [r0, r1] = share(s.outputs + s.state_count, thread, threads);
             for (int r = r0; r < r1; r++) {
-                std::memcpy(xo_.data() + (size_t)r * H, x + (size_t)s.out[r] * H, sizeof(float) * H);
-                std::memcpy(atto_.data() + (size_t)r * m.q_rows(), att + (size_t)s.out[r] * m.q_rows(), sizeof(float) * m.q_rows());
+                const size_t t = r < s.outputs ? s.out[r] : s.states[r - s.outputs];
+                std::memcpy(xo_.data() + (size_t)r * H, x + t * H, sizeof(float) * H);
+                std::memcpy(atto_.data() + (size_t)r * m.q_rows(), att + t * m.q_rows(), sizeof(float) * m.q_rows());
             }
-            x = xo_.data(), att = atto_.data(), T = s.outputs;
+            x = xo_.data(), att = atto_.data(), T = s.outputs + s.state_count;
             pool_.barrier();
             if (T == 0) return;
         }
@@ -218,6 +222,10 @@ void Model::forward(const Step& s, int thread) {
         multiply(l.down, d, i * kOps + kDown, x, H, true, thread);
         pool_.barrier();
     }
+    const auto [r0, r1] = share(s.state_count, thread, threads);
+    for (int r = r0; r < r1; r++)
+        k_.rms_norm(x + (size_t)(s.outputs + r) * H, out_norm_, m.rms_eps, H, states_.data() + (size_t)r * H);
+    T = s.outputs;
     if (T == 0) return;
     const Acts a = normed(x, out_norm_, T, thread, head_.quantised());
     // vocab_pad_ is a whole number of pairs

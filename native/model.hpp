@@ -36,15 +36,15 @@ using Tensors = std::map<std::string, Tensor>;
 
 // The flat arrays of one step (runtime/plan.py, Rows).
 struct Step {
-    const int32_t *tokens, *seq_start, *context, *blocks, *block_start, *out;
-    int count, sequences, block_count, outputs;
+    const int32_t *tokens, *seq_start, *context, *blocks, *block_start, *out, *states;
+    int count, sequences, block_count, outputs, state_count;
 };
 
 // The flat arrays of one sampling call (runtime/plan.py, Draws).
 struct DrawArrays {
     int rows;
     const float *temperature, *top_p, *min_p, *repetition, *frequency, *presence;
-    const int32_t *top_k, *lane, *logprobs;
+    const int32_t *top_k, *lane, *logprobs, *given;
     const uint64_t* seed;
     const int64_t* position;
     const int32_t *bias_start, *bias_ids, *ban_start, *ban_ids, *seen_start, *seen_ids, *seen_counts;
@@ -85,6 +85,9 @@ class Model {
     const float* logits() const { return logits_.data(); }
     int outputs() const { return outputs_; }
     int logits_stride() const { return vocab_pad_; }
+    // Hidden states after the last norm, [state_count][hidden], of the last step.
+    const float* states() const { return states_.data(); }
+    int state_count() const { return state_count_; }
     const Shape& shape() const { return shape_; }
     int threads() const { return pool_.size(); }
     int blocks() const { return blocks_; }
@@ -157,7 +160,7 @@ class Model {
     Tensor embedding_{};
 
     // Scratch, grown on demand before a step enters the pool.
-    Floats x_, qkv_, att_, h_, xo_, atto_, logits_;
+    Floats x_, qkv_, att_, h_, xo_, atto_, logits_, states_;
     std::vector<float> cos_, sin_;
     std::vector<double> inv_freq_;
     std::vector<int> seq_of_;
@@ -172,7 +175,7 @@ class Model {
     int unit_rows_ = 0;
     std::vector<std::atomic<int>> next_;       // attention: work taken, one a layer
     std::vector<std::vector<std::atomic<int>>> taken_;  // linears: work taken of each thread's part, [thread][layer, op]
-    int outputs_ = 0;
+    int outputs_ = 0, state_count_ = 0;
     bool narrow_ = false;                      // some matrix has five or six bits: Acts::room is needed
     bool chunks_ = false;                      // some sequence has several tokens in this step
 };

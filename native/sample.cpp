@@ -20,6 +20,8 @@ std::vector<DrawnRow> Model::sample(const DrawArrays& d) {
     for (int r = 0; r < d.rows; r++)
         if (d.mask_row[r] >= 0 && (size_t)(d.mask_row[r] + 1) * words > d.mask_words)
             throw std::invalid_argument("sample: a row names a mask that is not there");
+    for (int r = 0; r < d.rows; r++)
+        if (d.given[r] >= n) throw std::invalid_argument("sample: a given id outside the vocabulary");
     std::vector<DrawnRow> out(d.rows);
     for (auto& s : draw_scratch_) grow(s, (size_t)2 * n + 64);
     const auto row = [&](int r, int thread) {
@@ -31,7 +33,7 @@ std::vector<DrawnRow> Model::sample(const DrawArrays& d) {
                        d.seen_ids + d.seen_start[r], d.seen_counts + d.seen_start[r], d.seen_start[r + 1] - d.seen_start[r],
                        d.mask_row[r] < 0 ? nullptr : d.masks + (size_t)d.mask_row[r] * words};
         DrawnRow& o = out[r];
-        o.id = k_.draw(x, n, one, draw_scratch_[thread].data());
+        o.id = d.given[r] >= 0 ? d.given[r] : k_.draw(x, n, one, draw_scratch_[thread].data());
         if (d.logprobs[r] < 0 || o.id < 0) return;
         const float lse = k_.log_sum_exp(x, n), mine = x[o.id];
         o.logprob = mine - lse;

@@ -142,6 +142,10 @@ def tiny_gguf(
     pre: str = "smollm",
     template: str | None = CHATML,
     seed: int = 0,
+    pooling: int | None = None,
+    matryoshka: tuple[int, ...] = (),
+    add_eos: bool = False,
+    causal: bool | None = None,
 ) -> Path:
     """Write a random model to ``path`` and return it.
 
@@ -155,6 +159,7 @@ def tiny_gguf(
         tied: no ``output.weight``; the head is the embedding.
         rope_freqs: add Llama-3-like frequency divisors (``rope_freqs.weight``).
         rope_scale: linear position scaling.
+        pooling, matryoshka, add_eos, causal: what the file says of embeddings and attention.
 
     Scales are chosen so that logits spread by about 3 and greedy text wanders instead of repeating one id.
     Raises ValueError for dimensions that do not fit the type.
@@ -200,6 +205,14 @@ def tiny_gguf(
     w.add_add_space_prefix(False)
     if template is not None:
         w.add_chat_template(template)
+    if pooling is not None:
+        w.add_uint32(f"{arch}.pooling_type", pooling)
+    if matryoshka:
+        w.add_array(f"{arch}.matryoshka_dimensions", list(matryoshka))
+    if add_eos:
+        w.add_add_eos_token(True)
+    if causal is not None:
+        w.add_bool(f"{arch}.attention.causal", causal)
 
     def vector(name: str, mean: float, std: float, size: int) -> None:
         w.add_tensor(name, rng.normal(mean, std, size).astype(np.float32))

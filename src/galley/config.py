@@ -111,6 +111,24 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds between signed checkpoints while there is something new."""
 
 
+class Approving(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits for somebody's approval."""
+
+    tools: tuple[tuple[str, str], ...]
+    """Patterns of tool names, each with its tier."""
+    above_usd: int | None
+    """Pico-dollars; a request that may cost more waits."""
+    ttl_s: float
+
+
+class Redaction(msgspec.Struct, frozen=True, kw_only=True):
+    """What is taken out of text before it is stored."""
+
+    stores: tuple[str, ...]
+    """``receipts``, ``responses``."""
+    kinds: tuple[str, ...]
+
+
 class Routing(msgspec.Struct, frozen=True, kw_only=True):
     """Which models and providers there are besides the model served, and the policy among them."""
 
@@ -148,6 +166,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     receipts: Receipts
     audit: Audit
     ledger: LedgerSettings
+    approvals: Approving
+    redact: Redaction
     router: Routing
     pull: Pull
     file: Path | None
@@ -242,6 +262,8 @@ def load(
         receipts=Receipts(**_section(resolved, "receipts")),
         audit=Audit(**_section(resolved, "audit")),
         ledger=LedgerSettings(**_section(resolved, "ledger")),
+        approvals=Approving(**_section(resolved, "approvals")),
+        redact=Redaction(**_section(resolved, "redact")),
         router=Routing(**_section(resolved, "router")),
         pull=Pull(**_section(resolved, "pull")),
         file=path,

@@ -5,31 +5,28 @@ import secrets
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from galley.audit.assemble import assemble, receipt_id
+from galley.audit.assemble import assemble
+from galley.audit.pii import Redactor
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
 from galley.config import load
-from galley.errors import GalleyError, InvalidRequest
-from galley.model.model import Model
+from galley.errors import InvalidRequest
 from galley.model.store import Store
-from galley.providers.base import Meter
-from galley.providers.choice import ChoiceText
+from galley.offline import Asked, Embedded, Run, Running, either
 from galley.providers.messages import check_text, read_messages, refuse_reserved
 from galley.providers.opened import EngineOptions, Opened, disk_options
-from galley.results import Completion, Logprob, Result, completion
-from galley.runtime.engine import Engine
-from galley.runtime.guided import Compiled
-from galley.runtime.out import StepOut
+from galley.providers.vectors import pooling_of
+from galley.results import Completion, Embedding, Logprob, Result
 from galley.runtime.sampling import params as sampling
 from galley.types import (
-    Delta,
+    Embed,
+    Pooling,
     Receipt,
     ReceiptStatus,
     Request,
@@ -37,7 +34,7 @@ from galley.types import (
     SamplingParams,
 )
 
-__all__ = ["LLM", "Completion", "Logprob", "Result"]
+__all__ = ["LLM", "Completion", "Embedding", "Logprob", "Result"]
 
 
 class LLM:
@@ -106,7 +103,8 @@ class LLM:
             self.model, self.memory = running.model, running.memory
             self.engine, self._provider = running.engine, running.provider
             self._compiler = running.provider.toolbox.compiler
-            own = contextlib.closing(ReceiptStore(config.receipts.path))
+            clean = Redactor.of(config.redact.stores, config.redact.kinds)
+            own = contextlib.closing(ReceiptStore(config.receipts.path, clean=clean["receipts"].receipt))
             self._receipts = receipts or opened.enter_context(own)
             self._scribe = Scribe.opened(self._receipts, **msgspec.structs.asdict(config.audit))
             if self._scribe is not None:
@@ -140,19 +138,7 @@ class LLM:
         ContextLengthExceeded come first, with ``param`` naming the prompt. An EngineFault is raised when all
         others are done, their receipts kept.
         """
-        given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
-        if given and all(isinstance(token, int) for token in given):
-            given = [given]  # one prompt as ids
-        encode = self.model.tokenizer.encode
-        asked = []
-        for number, prompt in enumerate(given):
-            if isinstance(prompt, str):
-                check_text(prompt, f"prompts[{number}]")
-                asked.append(Asked(prompt, prompt, encode(prompt), None))
-            elif isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
-                asked.append(Asked(None, list(prompt), list(prompt), None))
-            else:
-                raise InvalidRequest("a prompt is text or a list of token ids", param=f"prompts[{number}]")
+        asked = self._asked(prompts)
         places = [f"prompts[{number}]" for number in range(len(asked))]
         return self._run("python.generate", places, asked, either(params, sampling_params))
 
@@ -193,16 +179,89 @@ class LLM:
         shown = {"add_generation_prompt": add_generation_prompt, "template_kwargs": template_kwargs or {}}
         return self._run("python.chat", places, asked, either(params, sampling_params), **shown)
 
+    def embed(
+        self,
+        prompts: str | list[int] | Sequence[str] | Sequence[list[int]],
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalise: bool = True,
+    ) -> list[Embedding]:
+        """The vectors of texts (or ids), in order: final hidden states, pooled, brought to unit length.
+
+        Args:
+            pooling: default: what the model file names, else ``mean``.
+            dimensions: cut to so many values, where the model file says that it was trained for that.
+
+        Raises InvalidRequest and ContextLengthExceeded before anything runs.
+        """
+        self._check_open()
+        wanted = Embed(dimensions=dimensions, pooling=pooling, normalise=normalise)
+        kind = pooling_of(self.model, wanted)
+        params = SamplingParams(max_tokens=0, temperature=0.0, seed=0)
+        end = self.model.embedding.end
+        runs = []
+        asked = self._asked(prompts)
+        for number, given in enumerate(asked):
+            closed = given.text and end is not None
+            one = msgspec.structs.replace(given, ids=[*given.ids, end]) if closed else given
+            self._refuse(one.ids, params, f"prompts[{number}]")
+            request = self._request("python.embed", params, prompts=[one.given], embed=wanted)
+            note, witness = self.model.embedding.note(kind), self._scribe is not None
+            runs.append(Embedded(request, one, kind, note, witness=witness))
+        receipts = self._drive(runs)
+        return [run.result(receipt) for run, receipt in zip(runs, receipts, strict=True)]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest("this LLM is closed", code="closed")
+
+    def _asked(self, prompts: str | list[int] | Sequence[str] | Sequence[list[int]]) -> list[Asked]:
+        """Prompts as ids. Raises InvalidRequest naming one that is neither text nor ids."""
+        given: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+        if given and all(isinstance(token, int) for token in given):
+            given = [given]  # one prompt as ids
+        encode = self.model.tokenizer.encode
+        asked = []
+        for number, prompt in enumerate(given):
+            if isinstance(prompt, str):
+                check_text(prompt, f"prompts[{number}]")
+                asked.append(Asked(prompt, prompt, encode(prompt), None))
+            elif isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
+                asked.append(Asked(None, list(prompt), list(prompt), None))
+            else:
+                raise InvalidRequest("a prompt is text or a list of token ids", param=f"prompts[{number}]")
+        return asked
+
+    def _refuse(self, ids: list[int], params: SamplingParams, place: str) -> None:
+        """Raise for what could never run, naming the caller's argument."""
+        try:
+            self.engine.scheduler.admission.refuse(ids, params)
+        except InvalidRequest as error:
+            if error.param == "prompt":
+                error.param = place
+            raise
+
+    def _request(self, api: str, params: SamplingParams, **more: Any) -> Request:
+        return Request(
+            id=f"req_{uuid.uuid4().hex}",
+            api=api,
+            model=self.model.name,
+            params=params,
+            created=time.time(),
+            capture=self._capture,
+            **more,
+        )
+
     def _run(
         self,
         api: str,
         places: list[str],
-        asked: "list[Asked]",
+        asked: list[Asked],
         params: SamplingParams | Sequence[SamplingParams] | None,
         **options: Any,
     ) -> list[Result]:
-        if self._closed:
-            raise InvalidRequest("this LLM is closed", code="closed")
+        self._check_open()
         if params is None:
             params = SamplingParams(**self.model.defaults)
         if not isinstance(params, SamplingParams | list | tuple):
@@ -212,7 +271,7 @@ class LLM:
         each = [params] * len(asked) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(asked):
             raise InvalidRequest(f"{len(each)} params for {len(asked)} prompts", param="params")
-        runs: list[Run] = []
+        runs = []
         for number, (place, one, chosen) in enumerate(zip(places, asked, each, strict=True)):
             if not isinstance(chosen, SamplingParams):
                 message = f"expected SamplingParams, got {type(chosen).__name__}"
@@ -223,21 +282,12 @@ class LLM:
             sampling.check(seeded, self.model.tokenizer.vocab_size)
             wanted = seeded.structured_outputs
             compiled = None if wanted is None else self._compiler.compile(wanted)
-            try:
-                self.engine.scheduler.admission.refuse(one.ids, seeded)
-            except InvalidRequest as error:
-                if error.param == "prompt":
-                    error.param = place
-                raise
-            request = Request(
-                id=f"req_{uuid.uuid4().hex}",
-                api=api,
-                model=self.model.name,
-                params=seeded,
-                created=time.time(),
+            self._refuse(one.ids, seeded, place)
+            request = self._request(
+                api,
+                seeded,
                 messages=one.messages,
                 prompts=None if one.messages is not None else [one.given],
-                capture=self._capture,
                 clamped=one.changed,
                 **options,
             )
@@ -245,9 +295,10 @@ class LLM:
                 request = msgspec.structs.replace(request, clamped=one.changed | compiled.relaxed)
             witness = self._scribe is not None
             runs.append(Run(request, one, self.model, self.engine.finish, compiled, witness=witness))
-        return self._drive(runs)
+        receipts = self._drive(runs)
+        return [run.result(receipt) for run, receipt in zip(runs, receipts, strict=True)]
 
-    def _drive(self, runs: "list[Run]") -> list[Result]:
+    def _drive(self, runs: Sequence[Running]) -> list[Receipt]:
         """Run all to the end in this thread. Every run leaves its receipt, whatever happens."""
         stopped: BaseException | None = None
         started = time.monotonic()
@@ -274,9 +325,9 @@ class LLM:
         for run in runs:
             if run.error is not None:
                 raise run.error
-        return [run.result(receipt) for run, receipt in zip(runs, receipts, strict=True)]
+        return receipts
 
-    def _record(self, run: "Run", started: float, stopped: BaseException | None) -> Receipt:
+    def _record(self, run: Running, started: float, stopped: BaseException | None) -> Receipt:
         error = run.error if stopped is None else stopped
         status: ReceiptStatus = "ok" if error is None else "error"
         if error is not None and not isinstance(error, Exception):
@@ -295,6 +346,7 @@ class LLM:
             started=started,
             output=run.meter.output(),
             output_ids=run.meter.output_ids(),
+            pooling=run.pooling,
         )
         if self._scribe is None:
             self._receipts.record(receipt)
@@ -303,87 +355,3 @@ class LLM:
         if accounted is not None and stopped is None:
             accounted.result()
         return receipt
-
-
-Params = SamplingParams | Sequence[SamplingParams] | None
-
-
-def either(params: Params, sampling_params: Params) -> Params:
-    """The one that was given. Raises InvalidRequest when both were."""
-    if params is not None and sampling_params is not None:
-        raise InvalidRequest("params and sampling_params are one thing: give one", param="sampling_params")
-    return params if params is not None else sampling_params
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """One prompt: its text if it came as text, as given, as ids, and the messages if it came as those."""
-
-    text: str | None
-    given: str | list[int]
-    ids: list[int]
-    messages: list[dict[str, Any]] | None
-    changed: dict[str, str] = {}
-
-
-class Run:
-    """One prompt under way: its choices' text, tokens and meters."""
-
-    def __init__(
-        self,
-        request: Request,
-        asked: Asked,
-        model: Model,
-        finish: Callable[[str], None],
-        compiled: Compiled | None,
-        *,
-        witness: bool = False,
-    ) -> None:
-        self.request = request
-        self.receipt_id = receipt_id()
-        self._compiled = compiled
-        self.asked = asked
-        self.meter = Meter(capture=request.capture, witness=witness)
-        self.error: GalleyError | None = None
-        self.choices: dict[str, list[Delta]] = {}
-        self._texts = [ChoiceText(model, asked.ids, request.params, i) for i in range(request.params.n)]
-        self._tokenizer = model.tokenizer
-        self._finish = finish
-
-    def submit(self, engine: Engine, lane: int) -> None:
-        """Queue one choice."""
-        job = f"{self.request.id}/{lane}"
-        text = self._texts[lane]
-        pieces = self.choices[job] = []
-
-        def on_step(out: StepOut) -> None:
-            if out.meter is not None:
-                self.meter.jobs[lane] = out.meter
-            if text.ended:
-                return
-            if out.error is not None:
-                self.error = self.error or out.error
-                return
-            deltas = text.read(out)
-            pieces.extend(deltas)
-            for delta in deltas:
-                self.meter.note(delta)
-            if deltas[-1].finish is not None and out.finish is None:
-                self._finish(job)  # a stop string completed in the text
-
-        guide = None if self._compiled is None else self._compiled.guide()
-        engine.submit(job, self.asked.ids, self.request.params, on_step=on_step, lane=lane, guide=guide)
-
-    def result(self, receipt: Receipt) -> Result:
-        """The finished prompt in vLLM's shape."""
-        decode = partial(self._tokenizer.decode, skip_special=False)
-        return Result(
-            request_id=self.request.id,
-            prompt=self.asked.text,
-            prompt_token_ids=self.asked.ids,
-            outputs=[
-                completion(index, pieces, decode, wanted=self.request.params.logprobs is not None)
-                for index, pieces in enumerate(self.choices.values())
-            ],
-            usage=receipt.usage,
-            receipt=receipt,
-        )

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from galley.types import Delta, FinishReason, Receipt, TokenLogprob, Usage
+from galley.types import Delta, FinishReason, Pooling, Receipt, TokenLogprob, Usage
 
-__all__ = ["Completion", "Logprob", "Result", "completion"]
+__all__ = ["Completion", "Embedding", "Logprob", "Result", "completion"]
 
 
 class Logprob(msgspec.Struct, frozen=True):
@@ -54,6 +54,18 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def num_cached_tokens(self) -> int:
         """Prompt tokens that came from the prefix cache."""
         return self.usage.cached_tokens
+
+
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    """The vector of one text. ``prompt`` is None when it came as ids; ``pooling`` says how it was made."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    embedding: list[float]
+    pooling: Pooling
+    usage: Usage
+    receipt: Receipt
 
 
 def completion(

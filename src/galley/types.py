@@ -10,6 +10,7 @@ import msgspec
 
 from galley.routed import Attempt, Judgement, Route
 from galley.usage import Money, Resources, Times, Usage
+from galley.wants import CacheBreakpoint, CacheHint, Embed, Pooling
 
 __all__ = [
     "MODEL_CHOOSES",
@@ -19,9 +20,11 @@ __all__ = [
     "Choice",
     "Delta",
     "Digests",
+    "Embed",
     "FinishReason",
     "Judgement",
     "Money",
+    "Pooling",
     "Receipt",
     "ReceiptStatus",
     "Request",
@@ -113,34 +116,6 @@ MODEL_CHOOSES = ("temperature", "top_p", "top_k", "min_p")
 """Sampling parameters for which a model file may bring defaults of its own."""
 
 
-class CacheBreakpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """An end of a reusable prompt prefix, as a request marks it (``cache_control``).
-
-    Attributes:
-        message: index of the message it lies in. chars: characters of that message's text before it.
-        ttl: as asked for, e.g. ``5m``; ``ttl_s`` is the same in seconds.
-    """
-
-    message: int
-    chars: int
-    ttl: str
-    ttl_s: int
-
-
-class CacheHint(msgspec.Struct, frozen=True, kw_only=True):
-    """What one prompt asks of the prefix cache, in tokens.
-
-    Attributes:
-        ends: prompt tokens before each breakpoint, with the seconds to keep them. Ascending.
-        soon: the prompt is expected again: its blocks go to disk without waiting for an idle engine.
-        memory_only: nothing of it is written to disk; it is shared only with prompts that ask for the same.
-    """
-
-    ends: tuple[tuple[int, int], ...] = ()
-    soon: bool = False
-    memory_only: bool = False
-
-
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for. Exactly one of ``messages`` and ``prompts`` is set."""
 
@@ -167,6 +142,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     template_kwargs: dict[str, Any] = {}
     add_generation_prompt: bool = True
     echo: bool = False
+    embed: Embed | None = None
     stream: bool = False
     tenant: str = "local"
     """Who the service is charged to when the machine is shared fairly: docs/DESIGN.md, Tenants."""
@@ -259,6 +235,10 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: list[ToolCallDelta] = []
     warnings: list[str] = []
     """What went wrong in reading the output; nothing of it was dropped."""
+    prompt_logprobs: list[TokenLogprob] | None = None
+    """Of the prompt's tokens but the first, on a choice's first delta, where they were asked for."""
+    vector: bytes | None = None
+    """The embedding: float32 in this machine's byte order."""
 
 
 class Digests(msgspec.Struct, frozen=True, kw_only=True):
@@ -322,6 +302,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     warnings: list[str] = []
     """What went wrong in reading the output, such as a malformed tool call, whose text was returned."""
+    pooling: str | None = None
+    """Of an embedding: how the states were pooled, and whether the model file says so."""
     judgement: Judgement | None = None
     """Of a cascade: whether the first model's answer was kept."""
     shadow_of: str | None = None

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,46 @@ def boolean(value: Any) -> bool:
     return words[str(value).strip().lower()]
 
 
+def tiers(value: Any) -> tuple[tuple[str, str], ...]:
+    """``delete_*=destructive,send=write``: patterns of tool names with a tier each, in order."""
+    found = []
+    for part in names(value):
+        pattern, _, tier = (each.strip() for each in part.rpartition("="))
+        if not pattern or tier not in ("write", "destructive"):
+            raise ValueError("expected pairs such as send_*=write,delete_*=destructive")
+        found.append((pattern, tier))
+    return tuple(found)
+
+
+def dollars(value: Any) -> int:
+    """``0.25`` to whole pico-dollars; at most twelve decimals."""
+    try:
+        pico = Decimal(str(value).strip().removeprefix("$")) * 10**12
+    except InvalidOperation as error:
+        raise ValueError("expected an amount of dollars such as 0.25") from error
+    if isinstance(value, bool) or not pico.is_finite() or pico < 0 or pico != int(pico):
+        raise ValueError("expected an amount of dollars such as 0.25")
+    return int(pico)
+
+
 def names(value: Any) -> tuple[str, ...]:
     """A list of names, or names separated by commas."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         raise ValueError("expected a list of names, or names separated by commas")
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def some_of(*words: str) -> Callable[[Any], tuple[str, ...]]:
+    """A parser of lists of these words."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        found = names(value)
+        if any(name not in words for name in found):
+            raise ValueError(f"expected some of {', '.join(words)}")
+        return found
+
+    return parse
 
 
 def one_of(*words: str) -> Callable[[Any], str]:

@@ -29,6 +29,7 @@ HI = [{"role": "user", "content": "hi"}]
 BASES: dict[str, dict[str, Any]] = {
     "POST /v1/chat/completions": {"model": "fake-1b", "messages": HI},
     "POST /v1/completions": {"model": "fake-1b", "prompt": "hi"},
+    "POST /v1/embeddings": {"model": "fake-1b", "input": "hi"},
     "POST /v1/responses": {"model": "fake-1b", "input": "hi", "store": False},
     "POST /v1/responses/input_tokens": {"model": "fake-1b", "input": "hi"},
 }
@@ -37,7 +38,9 @@ VALUES: dict[str, Any] = {
     "best_of": 2,
     "conversation.id": "conv_1",
     "context_management": [{"type": "compaction"}],
+    "dimensions": 1,
     "echo": True,
+    "encoding_format": "base64",
     "frequency_penalty": 1,
     "function_call.name": "f",
     "functions": [{"name": "f"}],
@@ -118,7 +121,7 @@ EFFECTLESS = {"text"}
 """Supported at values that change nothing."""
 TELLING = (
     "model", "params", "messages", "prompts", "echo", "metadata", "user", "service_tier", "template_kwargs",
-    "tools", "tool_choice", "parallel_tool_calls", "cache_key", "cache_ttl_s", "reasoning_effort",
+    "tools", "tool_choice", "parallel_tool_calls", "cache_key", "cache_ttl_s", "embed", "reasoning_effort",
 )  # fmt: skip
 
 

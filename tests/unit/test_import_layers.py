@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src"
 
 LAYERS: list[tuple[str, ...]] = [
-    ("galley.usage", "galley.routed", "galley.types", "galley.errors"),
+    ("galley.usage", "galley.routed", "galley.wants", "galley.types", "galley.errors"),
     ("galley.values", "galley.settings", "galley.config"),
     (
         "galley.kv",
@@ -19,6 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
         "galley.runtime.plan",
         "galley.runtime.out",
         "galley.runtime.guide",
+        "galley.runtime.reading",
         "galley.runtime.arrival",
         "galley.runtime.job",
         "galley.runtime.queue",
@@ -50,6 +51,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("galley.router",),
     ("galley.evals",),  # training and measuring routers; serving a trained one does not reach it
     ("galley.results",),
+    ("galley.offline",),
     ("galley.llm",),
     ("galley.endpoint",),
     ("galley.bench",),
@@ -61,6 +63,7 @@ PURE = (
     "galley.runtime.scheduler",
     "galley.runtime.plan",
     "galley.runtime.job",
+    "galley.runtime.reading",
     "galley.runtime.queue",
     "galley.runtime.policy",
     "galley.runtime.fairness",

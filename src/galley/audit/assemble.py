@@ -5,6 +5,7 @@ tested without an engine, and is the same whoever asks for it.
 """
 
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ __all__ = ["Metered", "add_resources", "add_usage", "assemble", "error_fields", 
 
 SHAPING = ("tools", "template_kwargs", "add_generation_prompt")
 """Fields of a Request, beside messages and parameters, that the rendered prompt depends on."""
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -91,10 +93,20 @@ def receipt_id(now: float | None = None) -> str:
     return "rcp_" + "".join(CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
-def error_fields(error: BaseException) -> dict[str, Any]:
-    """The receipt's ``error``: the wire object plus the HTTP status. Foreign exceptions show their type."""
+def error_fields(error: BaseException, *, echo: bool = True) -> dict[str, Any]:
+    """The receipt's ``error``: the wire object plus the HTTP status. Foreign exceptions show their type.
+
+    The message of a bad request may quote what was sent, which may be a piece of the prompt: without ``echo``
+    every quotation but the parameter's name is left out.
+    """
     if isinstance(error, GalleyError):
-        return {**error.body()["error"], "status": error.status}
+        fields = {**error.body()["error"], "status": error.status}
+        if not echo and error.status == 400:
+            fields["message"] = QUOTED.sub(
+                lambda match: match.group() if match.group()[1:-1] == error.param else "'…'",
+                fields["message"],
+            )
+        return fields
     return {
         "message": f"{type(error).__name__}: {error}"[:2000],
         "type": "server_error",
@@ -125,6 +137,7 @@ def assemble(
     money: Money | None = None,
     notes: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
+    pooling: str | None = None,
     judgement: Judgement | None = None,
 ) -> Receipt:
     """Add up one request. O(choices).
@@ -143,6 +156,7 @@ def assemble(
         price_lines: what it cost, by kind. money: what the ledger made of it.
         notes: further adjustments, beside the request's own, for ``clamped``.
         warnings: what went wrong in reading the output.
+        pooling: how embeddings were pooled.
         judgement: of a cascade; what its first attempt used, when it was not the answer, is in there alone.
 
     Usage counts a prompt once however many choices share it (``n`` > 1), as OpenAI does; completion tokens
@@ -185,7 +199,7 @@ def assemble(
         params=shown,
         ignored_params=list(request.ignored_params),
         clamped={**request.clamped, **(notes or {})},
-        error=None if error is None else error_fields(error),
+        error=None if error is None else error_fields(error, echo=request.capture),
         metadata=dict(request.metadata),
         prompt=(request.messages if request.messages is not None else request.prompts)
         if request.capture
@@ -198,6 +212,7 @@ def assemble(
         attempts=list(attempts),
         version=__version__,
         warnings=list(warnings),
+        pooling=pooling,
         judgement=judgement,
     )
 

@@ -12,7 +12,6 @@ power cut may lose the last commits. ``synchronous="FULL"`` closes that gap for 
 import os
 import queue
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from galley.audit.spool import Spool, encode
+from galley.audit.spool import Spool, encode, tell_stderr
 from galley.errors import GalleyError
 from galley.types import Receipt
 
@@ -48,15 +47,6 @@ INSERT = """INSERT INTO receipts(id, created, model, status, user, body) VALUES 
 ON CONFLICT(id) DO NOTHING"""
 
 
-def tell_stderr(line: str) -> None:
-    """One line to stderr; a closed stderr is not a reason to lose the caller."""
-    try:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass  # nobody is left to tell; the failure is still counted
-
-
 class Flush:
     """A marker in the queue: everything before it is settled once ``done`` is set."""
 
@@ -69,7 +59,8 @@ class ReceiptStore:
     """All receipts of one Galley home.
 
     The file is opened, and the writer thread started, by the first ``record``; a store used only for reading
-    writes nothing. Safe to use from any thread; several processes may share one home.
+    writes nothing. Safe to use from any thread; several processes may share one home. ``clean`` takes out of
+    a receipt what must not be stored.
 
     Attributes:
         failures: receipts that a commit could not store at the first try (each is counted once).
@@ -85,6 +76,7 @@ class ReceiptStore:
         batch_s: float = 0.05,
         retry_s: float = 5.0,
         busy_s: float = 2.0,
+        clean: Callable[[Receipt], Receipt] = lambda receipt: receipt,
         tell: Callable[[str], None] = tell_stderr,
     ) -> None:
         self.path = path
@@ -96,6 +88,7 @@ class ReceiptStore:
         self._batch_s = batch_s
         self._retry_s = retry_s
         self._busy_s = busy_s
+        self._clean = clean
         self._tell = tell
         self._queue: queue.SimpleQueue[Receipt | Flush] = queue.SimpleQueue()
         self._hurry = threading.Event()
@@ -111,6 +104,7 @@ class ReceiptStore:
 
     def record(self, receipt: Receipt) -> None:
         """Take one receipt for storing. Never blocks, never raises; see the class for what failure does."""
+        receipt = self._clean(receipt)
         with self._lock:
             late = self._closed
             self._unsaved[receipt.id] = receipt
@@ -122,6 +116,7 @@ class ReceiptStore:
 
     def hold(self, receipt: Receipt) -> None:
         """Show a receipt that will be recorded shortly, by whoever adds the last of it (``audit.scribe``)."""
+        receipt = self._clean(receipt)
         with self._lock:
             self._unsaved[receipt.id] = receipt
 

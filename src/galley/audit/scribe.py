@@ -22,7 +22,7 @@ import msgspec
 from galley.audit.entry import begin_entry, erasure_entry, request_entry, spoken
 from galley.audit.log import AuditLog, AuditUnavailable
 from galley.audit.note import Signer
-from galley.audit.receipts import tell_stderr
+from galley.audit.spool import tell_stderr
 from galley.audit.subjects import Subjects, canonical
 from galley.audit.tiles import MOST
 from galley.errors import ConfigError, GalleyError
@@ -52,6 +52,7 @@ class Item:
         receipt: Receipt | None = None,
         request: Request | None = None,
         pieces: Mapping[int, Sequence[Delta]] | None = None,
+        approvals: Sequence[Mapping[str, Any]] = (),
         begins: str | None = None,
         done: "Future[None] | None" = None,
         last: bool = False,
@@ -60,6 +61,7 @@ class Item:
         self.receipt = receipt
         self.request = request
         self.pieces = pieces or {}
+        self.approvals = approvals
         self.begins = begins
         self.done = done
         self.last = last
@@ -166,13 +168,17 @@ class Scribe:
         return done
 
     def put(
-        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]]
+        self,
+        receipt: Receipt,
+        request: Request,
+        pieces: Mapping[int, Sequence[Delta]],
+        approvals: Sequence[Mapping[str, Any]] = (),
     ) -> "Future[None] | None":
         """After a request, whatever became of it. Never blocks. In strict mode the result tells when the
         entry is durable; its exception is AuditUnavailable."""
         self._store.hold(receipt)
         done: Future[None] | None = Future() if self.strict else None
-        self._queue.put(Item(receipt=receipt, request=request, pieces=pieces, done=done))
+        self._queue.put(Item(receipt=receipt, request=request, pieces=pieces, approvals=approvals, done=done))
         return done
 
     def flush(self, timeout: float | None = None) -> None:
@@ -236,7 +242,9 @@ class Scribe:
             if receipt is None:
                 item.entry = begin_entry(request, item.begins or "", subject)
             else:
-                item.entry = request_entry(receipt, request, spoken(item.pieces), subject, self.subjects)
+                item.entry = request_entry(
+                    receipt, request, spoken(item.pieces), subject, self.subjects, approvals=item.approvals
+                )
         except Exception as error:
             self._tell(f"galley: AUDIT ENTRY NOT MADE: {traceback.format_exc()}")
             id = receipt.id if receipt is not None else item.begins

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,16 @@ import msgspec
 
 from galley.types import Receipt
 
-__all__ = ["Spool", "encode"]
+__all__ = ["Spool", "encode", "tell_stderr"]
+
+
+def tell_stderr(line: str) -> None:
+    """One line to stderr; a closed stderr is not a reason to lose the caller."""
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # nobody is left to tell; the failure is still counted
 
 
 def encode(receipt: Receipt) -> bytes:

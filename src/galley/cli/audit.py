@@ -186,6 +186,25 @@ def key(session: Session, as_json: bool) -> None:
 
 
 @audit.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@KEY
+@click.option("--name", metavar="NAME", help="Of the witness, when its key is made.")
+@JSON
+@click.pass_obj
+def witness(session: Session, *, folder: Path, key: str | None, name: str | None, as_json: bool) -> None:
+    """Cosign the log's checkpoint, if it continues the one cosigned last; FOLDER holds the witness's key and
+    memory. Run it elsewhere and often, over a copy or a mount of the log."""
+    from galley.audit.witness import Witness
+
+    made = Witness(folder, key_of(session, key), name=name)
+    seen = made.cosign(session.config.audit.folder)
+    if as_json:
+        print_json({"size": seen.size, "root": seen.root.hex(), "witness": made.signer.vkey})
+    else:
+        click.echo(f"cosigned {seen.size} entries of {seen.origin}; witness key: {made.signer.vkey}")
+
+
+@audit.command()
 @JSON
 @click.pass_obj
 def subjects(session: Session, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import click
 import msgspec
 
+from galley.audit.pii import Redactor
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
 from galley.config import Config
@@ -30,7 +31,8 @@ class House:
         )
         with contextlib.ExitStack() as opened:
             # Receipts are closed last: the engine's end is the last to write any.
-            receipts = ReceiptStore(config.receipts.path)
+            clean = Redactor.of(config.redact.stores, config.redact.kinds)
+            receipts = ReceiptStore(config.receipts.path, clean=clean["receipts"].receipt)
             opened.callback(receipts.close)
             scribe = Scribe.opened(receipts, **msgspec.structs.asdict(config.audit))
             if scribe is not None:

@@ -13,6 +13,7 @@ from galley.errors import GalleyError
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("galley.cli.run:run", "Answer one prompt on this machine; no server needed."),
     "chat": ("galley.cli.chat:chat", "Talk to a model, turn by turn."),
+    "embed": ("galley.cli.embed:embed", "Turn texts into vectors."),
     "serve": ("galley.cli.serve:serve", "Serve a model through an OpenAI-compatible endpoint."),
     "pull": ("galley.cli.models:pull", "Bring a model to this machine, verified."),
     "list": ("galley.cli.models:list_models", "List the models on this machine (also: ls)."),
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ps": ("galley.cli.ps:ps", "Show which models a running server has in memory."),
     "fit": ("galley.cli.fit:fit", "Say what context and concurrency of a model fit, before loading it."),
     "cache": ("galley.cli.cache:cache", "Pin, list and drop prompt prefixes kept on disk."),
+    "approvals": ("galley.cli.approvals:approvals", "List, approve and deny the calls that wait."),
     "audit": ("galley.cli.audit:audit", "Verify, prove from, export and erase in the audit log."),
     "budget": ("galley.cli.budget:budget", "Set and show limits on money, tokens, requests and concurrency."),
     "ledger": ("galley.cli.ledger:ledger", "Look into the ledger of every request's money."),

@@ -1,5 +1,6 @@
 """``/v1/admin``: models loaded, put to sleep, woken and unloaded while serving (SLP-4, SLP-6)."""
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from galley.audit.approvals import Approvals
 from galley.endpoint.wire import Fields, parse_object
 from galley.errors import AuthenticationError, InvalidRequest, Overloaded, PayloadTooLarge
 from galley.providers.fleet import Fleet
@@ -25,6 +27,7 @@ class Admin:
     their own, sent as ``x-galley-admin-key``; without one they are 404 like any other unknown path (SLP-6).
 
     Args:
+        approvals: the queue of what waits for somebody's yes; None has no routes for it.
         load, unload: add a model of the store to the fleet, and take one away.
     """
 
@@ -35,12 +38,14 @@ class Admin:
         key: str | None,
         load: Callable[[str], Resident],
         unload: Callable[[str], Awaitable[None]],
+        approvals: Approvals | None = None,
         max_body: int = 1 << 16,
     ) -> None:
         self._fleet = fleet
         self._key = None if key is None else hashlib.sha256(key.encode()).digest()
         self._load = load
         self._unload = unload
+        self._approvals = approvals
         self._max_body = max_body
 
     def routes(self) -> list[Route]:
@@ -56,7 +61,53 @@ class Admin:
             Route("/v1/admin/models/sleep", self.sleep, methods=["POST"]),
             Route("/v1/admin/models/wake", self.wake, methods=["POST"]),
             Route("/v1/admin/models/pin", self.pin, methods=["POST"]),
+            *self._queue(),
         ]
+
+    def _queue(self) -> list[Route]:
+        if self._approvals is None:
+            return []
+        return [
+            Route("/v1/admin/approvals", self.approvals),
+            Route("/v1/admin/approvals/{id}", self.approval),
+            Route("/v1/admin/approvals/{id}/approve", self.approve, methods=["POST"]),
+            Route("/v1/admin/approvals/{id}/deny", self.deny, methods=["POST"]),
+        ]
+
+    async def approvals(self, request: HTTPRequest) -> Response:
+        """``GET /v1/admin/approvals?state=``: what waits, oldest first; ``state=all`` has the others too."""
+        self._check(request)
+        assert self._approvals is not None
+        state = request.query_params.get("state", "pending")
+        found = await asyncio.to_thread(self._approvals.list, None if state == "all" else state)
+        return respond({"object": "list", "data": found})
+
+    async def approval(self, request: HTTPRequest) -> Response:
+        """``GET /v1/admin/approvals/{id}``."""
+        self._check(request)
+        assert self._approvals is not None
+        return respond(await asyncio.to_thread(self._approvals.get, request.path_params["id"]))
+
+    async def approve(self, request: HTTPRequest) -> Response:
+        """``{"approver": NAME, "reason": TEXT, "call": SHA256}``: say yes."""
+        return await self._decide(request, yes=True)
+
+    async def deny(self, request: HTTPRequest) -> Response:
+        """The same to say no; that ends it."""
+        return await self._decide(request, yes=False)
+
+    async def _decide(self, request: HTTPRequest, *, yes: bool) -> Response:
+        fields = await self._fields(request, "approver", "reason", "call")
+        assert self._approvals is not None
+        found = await asyncio.to_thread(
+            self._approvals.decide,
+            request.path_params["id"],
+            approver=fields.checked(fields.need("approver"), "approver", 200),
+            approve=yes,
+            reason=fields.text("reason", 500),
+            call=fields.text("call", 64),
+        )
+        return respond(found)
 
     async def status(self, request: HTTPRequest) -> Response:
         """``GET /v1/x/status``: every model, its state and its memory."""

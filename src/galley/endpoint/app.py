@@ -23,6 +23,7 @@ from galley.endpoint.chat import ChatDoor
 from galley.endpoint.client import error_headers, wire_error
 from galley.endpoint.completions import CompletionsDoor
 from galley.endpoint.dialect import dialect_of
+from galley.endpoint.embeddings import EmbeddingsDoor
 from galley.endpoint.feedback import FeedbackPage
 from galley.endpoint.generate import Generate, Limits
 from galley.endpoint.keypages import KeyPages
@@ -46,6 +47,7 @@ MAX_LISTED = 1000
 GENERATING = {
     "/v1/chat/completions": "chat.completions",
     "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
     "/v1/messages": "messages",
     "/api/chat": "ollama.chat",
@@ -101,12 +103,14 @@ def build_app(
         keep=chat_store.keep if chat_store else None,
     )
     completions = Generate(router, CompletionsDoor(), limits=limits, capture=capture)
+    embeddings = Generate(router, EmbeddingsDoor(), limits=limits, capture=capture)
     messages = Generate(router, MessagesDoor(router), limits=limits, capture=capture)
     counting = MessagesDoor(router, need_max_tokens=False)
     post, get, delete = ["POST"], ["GET"], ["DELETE"]
     routes = [
         Route("/v1/chat/completions", chat, methods=post),
         Route("/v1/completions", completions, methods=post),
+        Route("/v1/embeddings", embeddings, methods=post),
         Route("/v1/messages", messages, methods=post),
         Route("/v1/messages/count_tokens", CountTokens(router, counting, limits=limits), methods=post),
         Route("/v1/models", pages.models),
@@ -149,7 +153,12 @@ def build_app(
             Route("/v1/keys/{id}", key_pages.revoke, methods=delete),
         ]
         stored.bury()
-        doors = {"/v1/chat/completions": chat, "/v1/completions": completions, "/v1/responses": responses}
+        doors = {
+            "/v1/chat/completions": chat,
+            "/v1/completions": completions,
+            "/v1/embeddings": embeddings,
+            "/v1/responses": responses,
+        }
         routes += state.routes(router, doors, limits)
     if ollama is not None:
         routes += ollama(router, limits, capture)
@@ -381,7 +390,11 @@ def shown(card: ModelCard) -> dict[str, Any]:
         "max_model_len": card.context,
         "quantization": card.quantization,
         "location": card.location,
-        "capabilities": ["completion", *(["chat"] if card.chat else [])],
+        "capabilities": [
+            "completion",
+            *(["chat"] if card.chat else []),
+            *(["embedding"] if card.embedding else []),
+        ],
         "price": None,
         "type": "model",
         "display_name": card.id,

@@ -16,7 +16,7 @@ from galley.endpoint.client import Client, DisconnectError, wire_error
 from galley.endpoint.keys import Principal
 from galley.endpoint.params import stub
 from galley.endpoint.quota import limit_headers
-from galley.endpoint.reply import Options, Reply
+from galley.endpoint.reply import Options, Reply, Whole
 from galley.endpoint.translate import renamed
 from galley.endpoint.wire import header_list, parse_object
 from galley.errors import GalleyError, InvalidRequest
@@ -44,7 +44,9 @@ class Door(Protocol):
         self, body: dict[str, Any], *, request_id: str, capture: bool, key: str | None
     ) -> tuple[Request, Options] | Awaitable[tuple[Request, Options]]: ...
 
-    def reply(self, answer: Answer, options: Options) -> Reply: ...
+    def reply(self, answer: Answer, options: Options) -> Whole:
+        """A ``Reply`` where ``options.stream`` may be set."""
+        ...
 
 
 class Keep(Protocol):
@@ -185,17 +187,22 @@ class Generate:
     async def _answer(self, client: Client, request: Request, options: Options, receipt_id: str) -> None:
         before = list(client.headers)
         client.headers += told(request)
-        reply: Reply | None = None
+        reply: Whole | None = None
+        streamed: Reply | None = None
         try:
             async with self._router.open(request, receipt_id=receipt_id, gone=lambda: client.gone) as answer:
                 client.headers[:] = before + told(answer.request)
                 client.headers.append((b"x-galley-served-by", answer.card.served_by.encode()))
+                if answer.prepared.pooling_note:
+                    client.headers.append((b"x-galley-pooling", answer.prepared.pooling_note.encode()))
                 client.headers += limit_headers(answer.purse.rates, answer.purse.warnings)
                 if answer.judgement is not None:
                     client.headers.append((b"x-galley-cascade", cascade_words(answer.judgement).encode()))
                 reply = self._door.reply(answer, options)
                 if options.stream:
-                    await self._stream(client, answer, reply, options)
+                    assert isinstance(reply, Reply)
+                    streamed = reply
+                    await self._stream(client, answer, streamed, options)
                 else:
                     async for delta in answer.deltas():
                         reply.take(delta)
@@ -203,7 +210,7 @@ class Generate:
             whole = b"" if options.stream and not options.keep else reply.whole(answer.usage())
             if self._keep is not None and options.keep:
                 await self._keep(request, options, whole)
-            if not options.stream:
+            if streamed is None:
                 money = answer.receipt.money if answer.receipt is not None else None
                 if money is not None:
                     client.headers.append((b"x-galley-cost-usd", dollars(money.cost_pico).encode()))
@@ -212,15 +219,15 @@ class Generate:
                     client.headers.append((b"x-galley-parse-warning", words[:2000]))
                 await client.json(200, whole)
             else:
-                await client.write(reply.ending(answer.usage()), more=False)
+                await client.write(streamed.ending(answer.usage()), more=False)
         except DisconnectError:
             raise
         except Exception as error:
             shown = renamed(wire_error(error), options.names)
-            if not client.started or reply is None:
+            if not client.started or streamed is None:
                 await client.error(shown)
             else:
-                await client.write(reply.fault(shown), more=False)
+                await client.write(streamed.fault(shown), more=False)
 
     async def _stream(self, client: Client, answer: Answer, reply: Reply, options: Options) -> None:
         deltas = answer.deltas()

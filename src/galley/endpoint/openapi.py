@@ -95,6 +95,29 @@ SCHEMAS: dict[str, Schema] = {
         logprobs=ranged("integer", 0, 20),
         **SAMPLING,
     ),
+    "EmbeddingRequest": obj(
+        "model input",
+        model={"type": "string", "maxLength": 512},
+        input={
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                array({"type": "string", "minLength": 1}, minItems=1, maxItems=2048),
+                array(WHOLE, minItems=1),
+                array(array(WHOLE, minItems=1), minItems=1, maxItems=2048),
+            ]
+        },
+        encoding_format=maybe({"enum": ["float", "base64"]}),
+        dimensions=maybe({"type": "integer", "minimum": 1}),
+        user=SAMPLING["user"],
+    ),
+    "Embeddings": obj(
+        "object data model usage",
+        object={"const": "list"},
+        data=array(
+            obj("object index embedding", index=WHOLE, embedding={"anyOf": [array(NUMBER), TEXT]}),
+        ),
+        usage=obj("prompt_tokens total_tokens", prompt_tokens=WHOLE, total_tokens=WHOLE),
+    ),
     "ResponseRequest": obj(
         "model",
         model={"type": "string", "maxLength": 512},
@@ -177,7 +200,7 @@ SCHEMAS: dict[str, Schema] = {
     "BatchRequest": obj(
         "input_file_id endpoint completion_window",
         input_file_id={"type": "string", "maxLength": 128},
-        endpoint={"enum": ["/v1/chat/completions", "/v1/completions", "/v1/responses"]},
+        endpoint={"enum": ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]},
         completion_window={"enum": ["1h", "4h", "24h"]},
         metadata=SAMPLING["metadata"],
     ),
@@ -205,6 +228,7 @@ OPERATIONS: tuple[tuple[str, str, str | None, str, int, str], ...] = (
     ("delete", "/v1/chat/completions/{id}", None, "Deleted", 200, "Forget it."),
     ("get", "/v1/chat/completions/{id}/messages", None, "List", 200, "The messages it answered."),
     ("post", "/v1/completions", "CompletionRequest", "Completion", 200, "Continue a text."),
+    ("post", "/v1/embeddings", "EmbeddingRequest", "Embeddings", 200, "Turn texts into vectors."),
     ("post", "/v1/responses", "ResponseRequest", "Response", 200, "Answer, with state kept here."),
     ("post", "/v1/responses/input_tokens", "ResponseRequest", "Count", 200, "Count a prompt's tokens."),
     ("get", "/v1/responses/{id}", None, "Response", 200, "A stored response."),

@@ -63,16 +63,21 @@ CHANGES_ANSWER = (
 
 
 def sampling(
-    fields: Fields, *, logprobs: int | None, structure: StructuredOutputs | None = None
+    fields: Fields,
+    *,
+    logprobs: int | None,
+    structure: StructuredOutputs | None = None,
+    least: int = 1,
 ) -> SamplingParams:
     """Sampling parameters of either door, in OpenAI's ranges. Omitted ``max_tokens`` is the rest of the
-    context on both doors (OpenAI's 16 for completions is a hidden cap)."""
+    context on both doors (OpenAI's 16 for completions is a hidden cap); ``least`` is the fewest that may be
+    asked for."""
 
     def whole(name: str, limits: str = "") -> int | None:
         low, high = LIMITS[limits or name]
-        return fields.integer(name, int(low), int(high))
+        return fields.integer(name, max(int(low), least) if limits else int(low), int(high))
 
-    older = whole("max_tokens")
+    older = whole("max_tokens", "max_tokens")
     newer = whole("max_completion_tokens", "max_tokens")
     if older is not None and newer is not None and older != newer:
         raise invalid(
@@ -81,10 +86,10 @@ def sampling(
             "invalid_value",
         )
     most = newer if newer is not None else older
-    least = whole("min_tokens") or 0
-    if most is not None and least > most:
+    fewest = whole("min_tokens") or 0
+    if most is not None and fewest > most:
         raise invalid(
-            f"'min_tokens' ({least}) is above 'max_tokens' ({most}).", "min_tokens", "invalid_value"
+            f"'min_tokens' ({fewest}) is above 'max_tokens' ({most}).", "min_tokens", "invalid_value"
         )
     given: dict[str, Any] = {
         "n": whole("n"),
@@ -100,7 +105,7 @@ def sampling(
         "stop": read_stops(fields),
         "stop_token_ids": fields.integers("stop_token_ids", MAX_STOP_IDS),
         "max_tokens": most,
-        "min_tokens": least,
+        "min_tokens": fewest,
         "logprobs": logprobs,
         "include_stop_str_in_output": fields.boolean("include_stop_str_in_output"),
         "ignore_eos": fields.boolean("ignore_eos"),

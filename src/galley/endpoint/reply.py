@@ -5,7 +5,7 @@ Chunks are preformatted: per chunk only the new text is encoded (0.13 µs agains
 
 import codecs
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -13,7 +13,7 @@ from galley.errors import GalleyError
 from galley.router.router import Answer
 from galley.types import Delta, TokenLogprob, ToolCallDelta, Usage
 
-__all__ = ["ChatReply", "CompletionReply", "Options", "Reply", "spelling", "usage_object"]
+__all__ = ["ChatReply", "CompletionReply", "Options", "Reply", "Whole", "spelling", "usage_object"]
 
 encode = msgspec.json.encode
 
@@ -32,8 +32,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the client calls the fields of a chat request, where its API has other words."""
 
 
-class Reply(Protocol):
-    """One answer being written down."""
+class Whole(Protocol):
+    """One answer being gathered, to be sent as a whole."""
+
+    def take(self, delta: Delta) -> None:
+        """Gather one delta for ``whole``."""
+        ...
+
+    def whole(self, usage: Usage) -> bytes:
+        """The answer as one JSON object."""
+        ...
+
+
+@runtime_checkable
+class Reply(Whole, Protocol):
+    """One answer that may be streamed too."""
 
     def opening(self) -> bytes:
         """Events sent before any output; may be empty."""
@@ -49,14 +62,6 @@ class Reply(Protocol):
 
     def fault(self, error: GalleyError) -> bytes:
         """The last event of a stream that broke."""
-        ...
-
-    def take(self, delta: Delta) -> None:
-        """Gather one delta for ``whole``."""
-        ...
-
-    def whole(self, usage: Usage) -> bytes:
-        """The answer as one JSON object."""
         ...
 
 

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 
 import msgspec
 import uvicorn
@@ -15,8 +14,10 @@ import uvloop
 
 from galley import __version__
 from galley.audit.feedback import FeedbackStore
+from galley.audit.pii import Redactor
 from galley.audit.receipts import ReceiptStore
 from galley.audit.scribe import Scribe
+from galley.audit.warden import Warden
 from galley.config import Config, secret
 from galley.economics.ledger import Ledger
 from galley.economics.price import own_price
@@ -42,7 +43,7 @@ from galley.providers.opened import EngineOptions, Opened, disk_options
 from galley.providers.remote import RemoteProvider
 from galley.providers.resident import Resident
 from galley.router.catalog import Catalog
-from galley.router.outside import open_providers
+from galley.router.outside import open_providers, stamp
 from galley.router.router import Router
 
 __all__ = ["Server", "serve"]
@@ -126,7 +127,8 @@ class Server:
         self._open_model = open_model
         self._drain_s = drain_s
         self._began = time.monotonic()
-        self.receipts = ReceiptStore(config.receipts.path)
+        clean = Redactor.of(config.redact.stores, config.redact.kinds)
+        self.receipts = ReceiptStore(config.receipts.path, clean=clean["receipts"].receipt)
         self._entry = entry
         self._store = Store(config.home)
         self.fleet = Fleet(
@@ -145,7 +147,10 @@ class Server:
         self._outside: list[RemoteProvider] = []
         self.scribe = Scribe.opened(self.receipts, **msgspec.structs.asdict(config.audit))
         known = catalog or Catalog(self._aliases, own=self._own)
-        self.router = Router([], self.receipts, catalog=known, ledger=self.ledger, auditor=self.scribe)
+        self.warden = Warden.opened(config.home / "approvals.db", **msgspec.structs.asdict(config.approvals))
+        self.router = Router(
+            [], self.receipts, catalog=known, ledger=self.ledger, auditor=self.scribe, warden=self.warden
+        )
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
         if entry is None and not self._outside:
@@ -164,6 +169,7 @@ class Server:
                 max_file=keeping.max_file,
                 concurrency=keeping.batch_lines,
             ),
+            clean=clean["responses"].value,
         )
         self._feedback = FeedbackPage(self.router, self.receipts, FeedbackStore(config.home / "feedback.db"))
         app = build_app(
@@ -184,6 +190,7 @@ class Server:
                 key=config.server.admin_key,
                 load=self._add,
                 unload=self._remove,
+                approvals=self.warden.queue,
                 max_body=config.server.max_body,
             ),
             ollama=ollama_routes(FactsBook(self._store), self.fleet)
@@ -247,6 +254,7 @@ class Server:
             for provider in self._outside:
                 provider.close()
             await self.fleet.close()
+            self.warden.queue.close()
             if self.scribe is not None:
                 await asyncio.to_thread(self.scribe.close)
             self.receipts.close()
@@ -254,9 +262,8 @@ class Server:
                 await asyncio.to_thread(self.ledger.close)
         if self._failure is not None:
             raise self._failure
-        whole = self.receipts.fault is None and not self.router.active
-        whole = whole and (self.scribe is None or self.scribe.fault is None)
-        say("stopped; every receipt is written" if whole else "stopped, with faults")
+        faults = [self.receipts.fault, self.scribe.fault if self.scribe else None, self.router.active]
+        say("stopped, with faults" if any(faults) else "stopped; every receipt is written")
 
     async def _load(self) -> None:
         try:
@@ -295,8 +302,7 @@ class Server:
         spent = time.monotonic() - self._began
         say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
         if self.scribe is not None:
-            audit = self.config.audit
-            say(f"audit log {audit.mode}: {self.scribe.log.size} entries in {audit.folder}")
+            say(f"audit log: {self.scribe.log.size} entries in {self.scribe.log.folder}")
 
     def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
         def opener(kept: Model | None) -> Opened:
@@ -420,12 +426,3 @@ class Server:
             if connection.transport is not None:
                 connection.transport.abort()
         await asyncio.wait(state.tasks, timeout=LINGER_S)
-
-
-def stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when a file does; None while it is not there."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_size

@@ -5,6 +5,7 @@ allowed to be stored is here (``store``).
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,31 @@ class Shelf:
     Args:
         max_age_s: older ones are dropped.
         max_bytes: of stored JSON; beyond it the oldest are dropped, never the newest.
+        clean: takes what must not be stored out of a JSON value.
     """
 
-    def __init__(self, path: Path, *, max_age_s: float = 30 * 86_400.0, max_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_age_s: float = 30 * 86_400.0,
+        max_bytes: int = 1 << 30,
+        clean: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._clean = clean
         self._file = Database(path, SCHEMA, 1)
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
 
     def put(self, kept: Kept) -> None:
         """Store, or replace the one of the same id; then drop what is over the bounds."""
+        if self._clean is not None:
+            kept = msgspec.structs.replace(
+                kept,
+                input=self._clean(kept.input),
+                body=self._clean(kept.body),
+                metadata=self._clean(kept.metadata),
+            )
         given, body = msgspec.json.encode(kept.input), msgspec.json.encode(kept.body)
         row = (
             kept.id,

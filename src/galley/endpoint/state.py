@@ -1,7 +1,8 @@
 """What a server keeps between requests: answers, files, batches and keys, all in its home."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from starlette.routing import Route
@@ -33,11 +34,16 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
 class State:
     """Opened on first use, file by file. ``start`` and ``stop`` frame the work on batches."""
 
-    def __init__(self, home: Path, keeping: Keeping | None = None) -> None:
+    def __init__(
+        self, home: Path, keeping: Keeping | None = None, *, clean: Callable[[Any], Any] | None = None
+    ) -> None:
         self.keeping = keeping or Keeping()
         self.home = home
         self.shelf = Shelf(
-            home / "responses.db", max_age_s=self.keeping.days * 86_400, max_bytes=self.keeping.bytes
+            home / "responses.db",
+            max_age_s=self.keeping.days * 86_400,
+            max_bytes=self.keeping.bytes,
+            clean=clean,
         )
         self.keys = KeyStore(home / "keys.db")
         self.journal = Journal(home / "batches.db")

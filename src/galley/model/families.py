@@ -45,6 +45,7 @@ _COMMON_REFUSED: dict[str, Any] = {
     "embedding_scale": 0.0,
     "residual_scale": 0.0,
     "use_parallel_residual": False,
+    "attention.causal": True,
 }
 
 FAMILIES: dict[str, Family] = {

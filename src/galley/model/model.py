@@ -8,6 +8,7 @@ from typing import Any
 
 from galley.errors import BadModelFile
 from galley.model.chat import ChatTemplate
+from galley.model.embedding import EmbeddingSpec
 from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
 from galley.model.spec import ModelSpec
@@ -26,6 +27,7 @@ class Model:
         template: the chat template, or None when the file has none: chatting is then refused by the
             caller, never guessed.
         defaults: sampling defaults the file asks for, by SamplingParams name.
+        embedding: how texts are embedded.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Model:
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         defaults: dict[str, Any],
+        embedding: EmbeddingSpec,
     ) -> None:
         self.path = path
         self.name = name
@@ -46,6 +49,7 @@ class Model:
         self.tokenizer = tokenizer
         self.template = template
         self.defaults = defaults
+        self.embedding = embedding
         self._digest: str | None = None
 
     @classmethod
@@ -66,6 +70,9 @@ class Model:
                 tokenizer=tokenizer,
                 template=_template(gguf, tokenizer),
                 defaults=_defaults(gguf),
+                embedding=EmbeddingSpec.from_gguf(
+                    gguf, spec.arch, hidden=spec.hidden, vocab=tokenizer.vocab_size
+                ),
             )
         except BaseException:
             gguf.close()

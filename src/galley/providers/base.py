@@ -7,7 +7,7 @@ import msgspec
 
 from galley.audit.assemble import Metered
 from galley.runtime.guide import Grammar
-from galley.types import CacheHint, Choice, Delta, Digests, FinishReason, Request, SamplingParams
+from galley.types import CacheHint, Choice, Delta, Digests, FinishReason, Pooling, Request, SamplingParams
 
 __all__ = ["Load", "Meter", "ModelCard", "Prepared", "Provider", "Run"]
 
@@ -23,6 +23,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str = ""
     chat: bool = True
     """Whether a chat template is there."""
+    embedding: bool = True
+    """Whether it gives embeddings."""
     location: str = "local"
     served_by: str = ""
     """Value of ``x-galley-served-by``, e.g. ``local:smollm2-135m@cpu``."""
@@ -155,6 +157,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """The grammar that every choice is kept to."""
     banned: tuple[int, ...] = ()
     """Ids never drawn."""
+    pooling: Pooling | None = None
+    """How an embedding is pooled."""
+    pooling_note: str = ""
+    """The same with where it is said, for header and receipt."""
 
     @property
     def count(self) -> int:

@@ -31,6 +31,8 @@ def lacks(request: Request, format: str) -> str | None:
     """Why a wire format (``openai``, ``openai-extended``, ``anthropic``) cannot carry a request faithfully,
     or None."""
     p = request.params
+    if request.embed is not None and format == "anthropic":
+        return "embeddings"
     if p.logprobs is not None:
         if format == "anthropic":
             return "logprobs"

@@ -84,6 +84,7 @@ class ChoiceText:
             reasoning_tokens=reasoned,
             logprobs=None if out.logprobs is None else out.logprobs[: len(ids)],
             cached_tokens=out.cached_tokens,
+            prompt_logprobs=out.prompt,
         )
         deltas[-1] = msgspec.structs.replace(deltas[-1], finish=finish, stop=stop)
         return deltas

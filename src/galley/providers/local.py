@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 
 from galley import __version__
-from galley.errors import BadModelFile, ContextLengthExceeded, EngineFault, InvalidRequest
+from galley.errors import BadModelFile, ContextLengthExceeded, InvalidRequest
 from galley.model.model import Model
 from galley.providers.base import Load, Meter, ModelCard, Prepared
 from galley.providers.breakpoints import cache_hint
-from galley.providers.choice import ChoiceText
-from galley.providers.outbox import Outbox
+from galley.providers.localrun import LocalRun
 from galley.providers.toolbox import Toolbox
+from galley.providers.vectors import pooling_of
 from galley.runtime.engine import Engine
 from galley.runtime.guide import Grammar
 from galley.runtime.guided import Compiler
@@ -30,8 +30,6 @@ __all__ = ["LocalProvider"]
 
 OFF_LOOP = 32_768
 """Characters (or ids) above which a prompt is rendered and tokenised in a thread: about 10 ms of work."""
-STOP_TIMEOUT = 10.0
-"""Seconds to wait for the engine to acknowledge a cancel. It takes one step; this is for a dead engine."""
 
 
 class LocalProvider:
@@ -70,6 +68,7 @@ class LocalProvider:
                 created=created,
                 quantization=main_type(model),
                 chat=model.template is not None,
+                embedding=model.embedding.pooling is not None,
                 served_by=f"local:{model.name}@cpu",
             )
         ]
@@ -86,6 +85,7 @@ class LocalProvider:
             # 53 bits: exact in every JSON reader, JavaScript's included.
             params = msgspec.structs.replace(params, seed=secrets.randbits(53))
         sampling.check(params, self.model.tokenizer.vocab_size)
+        pooling = None if request.embed is None else pooling_of(self.model, request.embed)
         adjusted = self.toolbox.adjusted(request)
         kwargs = self.toolbox.reasoning(request).kwargs if request.messages is not None else {}
         if kwargs:
@@ -95,13 +95,17 @@ class LocalProvider:
         else:
             prompts = self._tokenise(request)
         place = "messages" if request.messages is not None else "prompt"
+        if request.embed is not None:
+            place = "input"
         room: list[int] = []
         for number, ids in enumerate(prompts):
             path = place if len(prompts) == 1 else f"{place}[{number}]"
             if not ids:
                 raise InvalidRequest("The prompt is empty.", param=path, code="empty_prompt")
             left = self.context - len(ids)
-            if left < 1 or (params.max_tokens is not None and params.max_tokens > left):
+            if left < min(1, 1 if params.max_tokens is None else params.max_tokens) or (
+                params.max_tokens is not None and params.max_tokens > left
+            ):
                 raise ContextLengthExceeded(
                     prompt_tokens=len(ids), max_tokens=params.max_tokens, context=self.context, param=path
                 )
@@ -125,6 +129,8 @@ class LocalProvider:
             echo=echo,
             compiled=compiled,
             banned=self.toolbox.banned(request),
+            pooling=pooling,
+            pooling_note="" if pooling is None else self.model.embedding.note(pooling),
         )
 
     async def _guide(self, request: Request, prompt: list[int]) -> Grammar | None:
@@ -134,7 +140,7 @@ class LocalProvider:
             return None
         return await asyncio.to_thread(self.toolbox.compile, request, prompt)
 
-    async def start(self, prepared: Prepared, meter: Meter) -> "LocalRun":
+    async def start(self, prepared: Prepared, meter: Meter) -> LocalRun:
         """See ``Provider.start``. Job ids are ``<request id>/<choice>``."""
         run = LocalRun(self.engine, self.model, self.toolbox, prepared, meter)
         await run.begin()
@@ -250,11 +256,15 @@ class LocalProvider:
                 )
             ]
         prompts: list[list[int]] = []
+        # What an embedding model wants at the end of a text; nothing for a prompt that is to go on.
+        end = None if request.embed is None else self.model.embedding.end
         for number, given in enumerate(request.prompts or ()):
             if isinstance(given, str):
-                prompts.append(self.encode(given, special=True))
+                ids = self.encode(given, special=True)
+                prompts.append(ids if end is None or not ids else [*ids, end])
             else:
-                self._check_ids(given, "prompt" if len(request.prompts or ()) == 1 else f"prompt[{number}]")
+                place = "prompt" if request.embed is None else "input"
+                self._check_ids(given, place if len(request.prompts or ()) == 1 else f"{place}[{number}]")
                 prompts.append(list(given))
         return prompts
 
@@ -267,112 +277,6 @@ class LocalProvider:
                     param=f"{path}[{place}]",
                     code="invalid_token_id",
                 )
-
-
-class LocalRun:
-    """One request on the engine: a task per choice reads steps and puts text into one outbox.
-
-    The tasks outlive an impatient reader: after a cancel they stay until the engine has said its last word,
-    because that word carries the meter and every receipt needs it.
-    """
-
-    def __init__(
-        self, engine: Engine, model: Model, toolbox: Toolbox, prepared: Prepared, meter: Meter
-    ) -> None:
-        self._engine = engine
-        self._model = model
-        self._toolbox = toolbox
-        self._prepared = prepared
-        self._meter = meter
-        self._outbox = Outbox(prepared.count)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._stopping = asyncio.Event()
-
-    async def begin(self) -> None:
-        """Submit every choice. Raises what the engine raises at submission, with nothing left running."""
-        n = self._prepared.params.n
-        for index in range(self._prepared.count):
-            job = f"{self._prepared.request.id}/{index}"
-            self._tasks[job] = asyncio.create_task(self._pump(job, index, index // n, index % n))
-        # A submission is made before the task first waits; so one turn of the loop tells who was refused.
-        await asyncio.sleep(0)
-        if self._outbox.error is not None:
-            await self.stop()
-            raise self._outbox.error
-
-    async def deltas(self) -> AsyncIterator[Delta]:
-        """See ``Run.deltas``."""
-        while True:
-            batch = await self._outbox.take()
-            if batch is None:
-                return
-            for delta in batch:
-                yield delta
-
-    async def stop(self) -> None:
-        """See ``Run.stop``."""
-        self._stopping.set()
-        left = [task for task in self._tasks.values() if not task.done()]
-        for job, task in self._tasks.items():
-            if not task.done():
-                self._engine.cancel(job)
-        if left:
-            _, deaf = await asyncio.wait(left, timeout=STOP_TIMEOUT)
-            for task in deaf:
-                task.cancel()
-
-    async def _pump(self, job: str, index: int, number: int, lane: int) -> None:
-        """Read one choice to its end, whatever happens to the reader. Never raises but for cancellation."""
-        try:
-            await self._read(job, index, number, lane)
-            self._outbox.end()
-        except Exception as error:  # goes to the reader, who raises it; a task must not die unheard
-            self._outbox.fail(error)
-
-    async def _read(self, job: str, index: int, number: int, lane: int) -> None:
-        request = self._prepared.request
-        ids = self._prepared.prompts[number]
-        params = msgspec.structs.replace(
-            self._prepared.params, max_tokens=self._prepared.max_tokens[number], n=1
-        )
-        compiled = self._prepared.compiled
-        choice = ChoiceText(
-            self._model,
-            ids,
-            params,
-            index,
-            output=self._toolbox.output(request, ids),
-            shown=self._toolbox.shown,
-        )
-        async for out in self._engine.stream(
-            job,
-            ids,
-            params,
-            lane=lane,
-            tenant=request.tenant,
-            salt=request.cache_salt,
-            priority=request.priority,
-            urgent=request.service_tier == "priority",
-            max_queue_s=request.max_queue_s,
-            max_total_s=request.max_total_s,
-            cache=self._prepared.cache[number] if self._prepared.cache else None,
-            guide=compiled.guide() if compiled is not None else None,
-            banned=self._prepared.banned,
-        ):
-            if out.meter is not None:
-                self._meter.jobs[index] = out.meter
-            if self._stopping.is_set() or choice.ended:
-                continue
-            if out.error is not None:
-                raise out.error
-            deltas = choice.read(out)
-            for delta in deltas:
-                self._meter.note(delta)
-                self._outbox.put(delta)
-            if deltas[-1].finish is not None and out.finish is None:
-                self._engine.finish(job)
-        if not choice.ended and not self._stopping.is_set():
-            raise EngineFault("The engine ended the request without a finish reason.")
 
 
 def size_of(request: Request) -> int:

@@ -1,5 +1,7 @@
 """The OpenAI wire format, as spoken by clouds, vLLM, llama-server and Ollama."""
 
+import math
+from array import array
 from typing import Any
 
 import msgspec
@@ -36,6 +38,8 @@ class OpenAIDialect:
 
     def encode(self, request: Request, model: str) -> tuple[str, bytes]:
         """See ``Dialect.encode``. Usage is always asked for; the endpoint shows it only to who wants it."""
+        if request.embed is not None:
+            return "/embeddings", embeddings_body(request, model)
         p = request.params
         body: dict[str, Any] = {"model": model, "temperature": p.temperature, "top_p": p.top_p}
         if p.n != 1:
@@ -71,7 +75,9 @@ class OpenAIDialect:
         return "/completions", msgspec.json.encode(body)
 
     def reader(self, request: Request) -> "OpenAIReader":
-        return OpenAIReader(self._provider, logprobs=request.params.logprobs is not None)
+        return OpenAIReader(
+            self._provider, logprobs=request.params.logprobs is not None, embeds=request.embed is not None
+        )
 
     def adjusted(self, request: Request) -> dict[str, str]:
         """See ``Dialect.adjusted``."""
@@ -109,11 +115,13 @@ class OpenAIReader:
 
     Args:
         logprobs: they were asked for; an answer without them is none.
+        embeds: the reply is one of embeddings.
     """
 
-    def __init__(self, provider: str, *, logprobs: bool = False) -> None:
+    def __init__(self, provider: str, *, logprobs: bool = False, embeds: bool = False) -> None:
         self._provider = provider
         self._logprobs = logprobs
+        self._embeds = embeds
         self._called: set[tuple[int, int]] = set()
 
     def whole(self, payload: Any) -> Heard:
@@ -121,11 +129,13 @@ class OpenAIReader:
         self._no_error(payload)
         deltas = []
         try:
-            for choice in payload["choices"]:
+            if self._embeds:
+                deltas = [vector_of(item) for item in payload["data"]]
+            for choice in () if self._embeds else payload["choices"]:
                 said = choice["message"] if "message" in choice else {"content": choice["text"]}
                 finish = reason(self._provider, choice["finish_reason"])
                 deltas.append(self._delta(choice, said, finish))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise self._senseless(error) from error
         return Heard(deltas, usage=self._usage(payload), done=True, model=payload.get("model"))
 
@@ -220,6 +230,22 @@ class OpenAIReader:
 
     def _senseless(self, error: Exception) -> Upstream:
         return Upstream(f"a reply that makes no sense: {error!r}", kind="protocol", provider=self._provider)
+
+
+def embeddings_body(request: Request, model: str) -> bytes:
+    """The body of a request for embeddings."""
+    body: dict[str, Any] = {"model": model, "input": request.prompts, "encoding_format": "float"}
+    if request.embed is not None and request.embed.dimensions is not None:
+        body["dimensions"] = request.embed.dimensions
+    return msgspec.json.encode(body)
+
+
+def vector_of(item: dict[str, Any]) -> Delta:
+    """One entry of ``data``. Raises KeyError, TypeError, ValueError, OverflowError for what is none."""
+    values = array("f", item["embedding"])
+    if not values or not all(math.isfinite(value) for value in values):
+        raise ValueError("an embedding without values, or with one that is not finite")
+    return Delta(index=int(item["index"]), vector=values.tobytes(), finish="stop")
 
 
 def spelt_logprobs(given: Any, index: int) -> list[TokenLogprob]:

@@ -78,4 +78,6 @@ def merge(a: Delta, b: Delta) -> Delta:
         reasoning_tokens=a.reasoning_tokens + b.reasoning_tokens,
         tool_calls=[*a.tool_calls, *b.tool_calls],
         warnings=[*a.warnings, *b.warnings],
+        prompt_logprobs=a.prompt_logprobs if a.prompt_logprobs is not None else b.prompt_logprobs,
+        vector=b.vector,
     )

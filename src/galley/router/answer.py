@@ -8,7 +8,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from galley.audit.assemble import add_usage, assemble
 from galley.errors import GalleyError, Upstream
@@ -53,6 +53,7 @@ class Answer:
         self._pursuit: Pursuit | None = None
         self._decision: Decision | None = None
         self._won: Won | None = None
+        self._approvals: list[dict[str, Any]] = []
         self._accounted: Future[None] | None = None
         self._served: Won | None = None
         self._cascade: Cascading | None = None
@@ -69,7 +70,12 @@ class Answer:
             decision = self._decision = self._router.decide(self.request)
             self._route = decision.route(decision.sequence[0])
             self.purse.rivals = decision.sequence
-            self._pursuit = self._router.pursue(self.request, decision, self._started, self.purse)
+            began = self._started
+            if self._router.warden is not None:
+                asked = time.monotonic()
+                await self._router.warden.let_in(self.request, self._route.quote_pico, self._approvals)
+                began += time.monotonic() - asked  # deadlines are about work, not about people
+            self._pursuit = self._router.pursue(self.request, decision, began, self.purse)
             won = self._won = await self._pursuit.win()
             judge = decision.choice.judge
             if judge is not None and won.candidate.offer.model == decision.choice.order[0]:
@@ -95,7 +101,11 @@ class Answer:
     async def deltas(self) -> AsyncIterator[Delta]:
         """The pieces of output. To be iterated once."""
         assert self._run is not None
-        async for delta in self._run.deltas():
+        deltas: AsyncIterator[Delta] = self._run.deltas()
+        warden = self._router.warden
+        if warden is not None and warden.holds_calls:
+            deltas = warden.watch(self.request, deltas, self._run.stop, self._approvals)
+        async for delta in deltas:
             self.purse.deliver(delta)
             yield delta
         if len(self._meter.finish) < self.prepared.count:
@@ -200,8 +210,11 @@ class Answer:
                 else None,
                 warnings=self._meter.warnings,
                 judgement=self.judgement,
+                pooling=(prepared.pooling_note or None) if prepared else None,
             )
-            self._accounted = self._router.record(self.receipt, self.request, self._meter.pieces)
+            self._accounted = self._router.record(
+                self.receipt, self.request, self._meter.pieces, self._approvals
+            )
             if status == "ok":
                 self._router.shadows.after(
                     self._router.catalog, self._router.chooser, self._asked, self.receipt

@@ -179,7 +179,7 @@ class Catalog:
         if not table.extended:
             lacks |= {"sampling", "grammar"}
         if table.kind == "anthropic":
-            lacks |= {"completion", "n", "logprobs"}
+            lacks |= {"completion", "n", "logprobs", "embedding"}
         for offer in table.offer:
             self._known(f"provider {table.name!r}: offer", [offer.model])
             wire = offer.name or offer.model

@@ -9,11 +9,11 @@ from datetime import UTC, date, datetime
 
 import msgspec
 
-from galley.errors import ConfigError, PolicyRefused
+from galley.errors import ConfigError, InvalidRequest, PolicyRefused
 from galley.providers.carries import lacks
 from galley.router.attempts import as_offered
 from galley.router.cascade import Cascade
-from galley.router.catalog import Catalog, RouteTable
+from galley.router.catalog import Catalog, Offer, RouteTable
 from galley.router.eligible import Candidate, Eligible
 from galley.router.facts import Facts
 from galley.router.health import Health
@@ -140,6 +140,12 @@ class Chooser:
             how = "named by the request" if real == name else f"alias {name!r}"
             rule, policy = "fixed", Fixed(how)
             models = [real, *catalog.models[real].fallback]
+        if "embedding" in facts.needs:
+            able = [offer for model in models for offer in catalog.offers[model] if embeds(catalog, offer)]
+            if not able:
+                raise InvalidRequest(
+                    f"The model {name!r} gives no embeddings.", param="model", code="model_not_supported"
+                )
         barred: dict[str, str] = {}
         if request.allowed_models:
             barred = {each: "the key may not use it" for each in models if each not in request.allowed_models}
@@ -269,6 +275,11 @@ def led_by(choice: Choice, name: str) -> Choice:
     """The choice if another model had been drawn."""
     rest = [each for each in choice.order if each != name]
     return msgspec.structs.replace(choice, order=[name, *rest])
+
+
+def embeds(catalog: Catalog, offer: Offer) -> bool:
+    """Whether an offer gives embeddings at all."""
+    return "embedding" in catalog.models[offer.model].capabilities and "embedding" not in offer.lacks
 
 
 def refuse(name: str, refused: Mapping[str, str]) -> PolicyRefused:

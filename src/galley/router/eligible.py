@@ -112,7 +112,9 @@ def _offer(
         price = catalog.price(offer, on)
     except UnknownPrice as error:
         return error.message
-    each = facts.max_each or model.max_output or min(DEFAULT_OUTPUT, offer.context)
+    each = facts.max_each
+    if each is None:
+        each = model.max_output or min(DEFAULT_OUTPUT, offer.context)
     quote = price.quote(facts.prompt_tokens, each * facts.choices)
     limits = [limit for limit in (facts.max_pico, catalog.max_pico) if limit is not None]
     if limits and quote.most > min(limits):

@@ -20,6 +20,7 @@ CAPABILITIES = (
     "token_ids",
     "sampling",
     "n",
+    "embedding",
     "thinking",
 )
 """What a model may be declared able to do. ``token_ids`` needs the tokenizer here; ``json`` is JSON, by
@@ -63,9 +64,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         """
         p = request.params
         needs = {"chat" if request.messages is not None else "completion"}
+        if request.embed is not None:
+            needs = {"embedding"}
         if p.logprobs is not None:
             needs.add("logprobs")
-        if p.n > 1 or len(request.prompts or ()) > 1:
+        if p.n > 1 or (len(request.prompts or ()) > 1 and request.embed is None):
             needs.add("n")
         if p.logit_bias or p.stop_token_ids or request.template_kwargs or not request.add_generation_prompt:
             needs.add("token_ids")

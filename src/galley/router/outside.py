@@ -11,7 +11,7 @@ from galley.providers.openai import OpenAIDialect
 from galley.providers.remote import RemoteProvider
 from galley.router.catalog import Catalog, ProviderTable
 
-__all__ = ["open_providers"]
+__all__ = ["open_providers", "stamp"]
 
 
 def open_providers(
@@ -75,3 +75,12 @@ def _key(table: ProviderTable, secret: Callable[[str], str | None]) -> str | Non
     if not found or not found.isascii() or not found.isprintable():
         raise ConfigError(f"provider {table.name!r}: its key is empty or no plain text")
     return found
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file does; None while it is not there."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Protocol
 
 from galley.types import Delta, Receipt, Request
 
@@ -24,5 +24,9 @@ class Auditor(Protocol):
     async def admit(self, request: Request, receipt: str) -> None: ...
 
     def put(
-        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]]
+        self,
+        receipt: Receipt,
+        request: Request,
+        pieces: Mapping[int, Sequence[Delta]],
+        approvals: Sequence[Mapping[str, Any]] = (),
     ) -> "Future[None] | None": ...

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from galley.audit.assemble import assemble
 from galley.audit.assemble import receipt_id as new_receipt_id
+from galley.audit.warden import Warden
 from galley.economics.ledger import Ledger
 from galley.errors import GalleyError, Overloaded
 from galley.providers.base import Provider
@@ -43,6 +44,7 @@ class Router:
         catalog: models, offers and policy; without one, what the providers have, free and local.
         rng: of jitter and exploration; seeded in tests.
         read: reads a learned router's file.
+        warden: holds back what needs an approval.
         auditor: lets requests in and passes their receipts on; without one they go to ``receipts`` directly.
         ledger: where every request is reserved and settled; None enters nothing.
     """
@@ -59,11 +61,13 @@ class Router:
         read: Callable[[str], bytes] = lambda path: Path(path).read_bytes(),
         breaker_s: float = BASE_S,
         auditor: Auditor | None = None,
+        warden: Warden | None = None,
         ledger: Ledger | None = None,
     ) -> None:
         self.ledger = ledger
         self.receipts = receipts
         self.auditor = auditor
+        self.warden = warden
         self.catalog = catalog or Catalog(aliases)
         self.listeners = list(listeners)
         self.state: State = "loading"
@@ -218,20 +222,28 @@ class Router:
         )
 
     def record(
-        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]] | None = None
+        self,
+        receipt: Receipt,
+        request: Request,
+        pieces: Mapping[int, Sequence[Delta]] | None = None,
+        approvals: Sequence[Mapping[str, Any]] = (),
     ) -> "Future[None] | None":
         """Store a receipt and tell the listeners. In strict audit the result tells when its entry is
         durable."""
-        done = self.keep(receipt, request, pieces or {})
+        done = self.keep(receipt, request, pieces or {}, approvals)
         for listener in self.listeners:
             listener(receipt)
         return done
 
     def keep(
-        self, receipt: Receipt, request: Request, pieces: Mapping[int, Sequence[Delta]]
+        self,
+        receipt: Receipt,
+        request: Request,
+        pieces: Mapping[int, Sequence[Delta]],
+        approvals: Sequence[Mapping[str, Any]] = (),
     ) -> "Future[None] | None":
         """Store a receipt, and tell nobody."""
         if self.auditor is not None:
-            return self.auditor.put(receipt, request, pieces)
+            return self.auditor.put(receipt, request, pieces, approvals)
         self.receipts.record(receipt)
         return None

@@ -40,11 +40,20 @@ class Admission:
             raise InvalidRequest(f"a token id of the prompt is outside 0..{self.vocab - 1}", param="prompt")
         if params.seed is None and not params.greedy:
             raise InvalidRequest("sampling needs a seed by the time it reaches the engine", param="seed")
-        wanted = len(prompt) + (1 if params.max_tokens is None else params.max_tokens)
-        if wanted > self.room:
+        most = params.max_tokens
+        # Without a draw the last token too is computed, and needs its place in a block.
+        room = self.room if most != 0 else min(self.room, self.tree.pool.size * self.tree.block_size)
+        if len(prompt) + (1 if most is None else most) > room:
             raise ContextLengthExceeded(
                 prompt_tokens=len(prompt), max_tokens=params.max_tokens, context=self.room, param="prompt"
             )
+
+    def match(self, job: Job) -> list[Node]:
+        """The longest cached prefix a job may start from (KV-4): all of it, but for what it still reads."""
+        path = self.tree.match(job.table.namespace, job.tokens)
+        if job.reading is not None:
+            del path[job.reading.reach() // self.tree.block_size :]
+        return path
 
     def fits(self, job: Job, path: list[Node], running: Collection[Job]) -> bool:
         """Whether all known tokens fit now, beside what running jobs are expected to need (SCH-10)."""
@@ -77,7 +86,7 @@ class Admission:
                 near.append(job)
             left = dict.fromkeys(near)
             if len(near) > 1:
-                hits = {job: len(self.tree.match(job.table.namespace, job.tokens)) for job in near}
+                hits = {job: len(self.match(job)) for job in near}
                 near.sort(key=lambda job: (job.passed < policy.patience, -hits[job]))
             for job in near:
                 yield job
@@ -118,7 +127,7 @@ class Admission:
         """
         size = self.tree.block_size
         start, window = hit * size, hit * size + self.policy.hold_back
-        if len(job.tokens) <= window:
+        if len(job.tokens) <= window or job.reading is not None:
             return False
         head = job.tokens[start:window]
         for other in running:

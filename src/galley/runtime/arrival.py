@@ -5,6 +5,7 @@ from typing import NamedTuple, TypedDict
 
 from galley.kv.chain import Namespace
 from galley.runtime.guide import Guide
+from galley.runtime.reading import Reading
 from galley.types import CacheHint
 
 __all__ = ["Arrival", "Terms"]
@@ -21,6 +22,7 @@ class Terms(TypedDict, total=False):
         max_queue_s, max_total_s: seconds until it must be started, and over (CAN-5).
         cache: what it asks of the prefix cache.
         guide: the choice's own grammar state. banned: the ids never drawn.
+        reading: what it wants of its prompt's rows.
     """
 
     lane: int
@@ -33,6 +35,7 @@ class Terms(TypedDict, total=False):
     cache: CacheHint | None
     guide: Guide | None
     banned: tuple[int, ...]
+    reading: Reading | None
 
 
 class Arrival(NamedTuple):
@@ -44,3 +47,5 @@ class Arrival(NamedTuple):
     tokens: list[int]
     space: Namespace
     cache: CacheHint | None
+    reads: bool = False
+    """It reads rows of its prompt, which no cache has."""

@@ -145,8 +145,7 @@ def shape_of(plan: "Plan") -> tuple[int, int, int, int]:
             context += computed
         else:
             chunked += count * computed
-        if computed + count == len(job.tokens):
-            outputs += 1
+        outputs += job.outputs(count)
     return plan.tokens, context, outputs, chunked
 
 

@@ -172,7 +172,9 @@ class Engine:
             scheduler.submit, job_id, prompt, params, self._clock(), checked=True, **terms
         )
         space = scheduler.namespace(tenant, terms.get("salt"), cache)
-        self._queue(Arrival(job_id, tenant, enter, prompt, space, cache), on_step, terms.get("max_queue_s"))
+        reads = terms.get("reading") is not None
+        arrival = Arrival(job_id, tenant, enter, prompt, space, cache, reads)
+        self._queue(arrival, on_step, terms.get("max_queue_s"))
 
     def park(self, job_id: str) -> "Future[Parked]":
         """Take a job out before the next step, wherever it stands; its stream ends with code ``parked``.

@@ -45,7 +45,8 @@ class Entry:
         ended: list[StepOut] = []
         for arrival in submits:
             job_id, prompt, space, cache = arrival.job_id, arrival.tokens, arrival.space, arrival.cache
-            if self.tier is not None and self.tier.arrive(tree, job_id, space, prompt, cache):
+            tier = None if arrival.reads else self.tier
+            if tier is not None and tier.arrive(tree, job_id, space, prompt, cache):
                 self._loading[job_id] = arrival
             else:
                 self._enter(arrival, ended)

@@ -14,6 +14,8 @@ __all__ = ["Intake"]
 
 LOOK = 128
 """Waiting jobs looked at in one step, however they are skipped."""
+SCORED = 128
+"""Most tokens of prompts that are scored in a step: a row of logits is a vocabulary wide."""
 
 
 class Intake:
@@ -42,15 +44,15 @@ class Intake:
             slots = it.policy.slots(it.max_jobs, newcomer=job.tenant not in it.slots)
             if not urgent and (len(running) >= slots or before != it.counters.preemptions):
                 return
-            if not urgent and admission.still_held(job):
+            if (not urgent and admission.still_held(job)) or self.most(job, plan) < 1:
                 continue
-            path = it.tree.match(job.table.namespace, job.tokens)
+            path = admission.match(job)
             if not urgent and admission.hold_back(job, len(path), running):
                 continue
             free = len(running) < it.max_jobs
             if urgent and not (free and admission.fits(job, path, ())):
                 free = it.preemption.clear(job, plan, now)
-                path = it.tree.match(job.table.namespace, job.tokens)
+                path = admission.match(job)
             if not (free and admission.fits(job, path, () if urgent else running)):
                 # Smaller ones may pass for a while, then the line stops here (SCH-4). What a preempted job
                 # has left in the cache is not for new ones to take (SCH-5).
@@ -61,7 +63,15 @@ class Intake:
                     return
                 continue
             self._start(job, path, now)
-            plan.add(job, min(len(job.tokens) - job.computed, it.token_budget - plan.tokens, it.chunk))
+            plan.add(job, self.most(job, plan))
+
+    def most(self, job: Job, plan: "Plan") -> int:
+        """Tokens that a job may have in this step (SCH-1)."""
+        it = self.scheduler
+        most = min(len(job.tokens) - job.computed, it.token_budget - plan.tokens, it.chunk)
+        if job.reading is not None and not job.reading.states:
+            most = min(most, SCORED - plan.scored)
+        return most
 
     def _start(self, job: Job, path: list[Node], now: float) -> None:
         it = self.scheduler

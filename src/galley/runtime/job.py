@@ -7,6 +7,7 @@ from galley.kv.chain import Namespace
 from galley.kv.table import Table
 from galley.runtime.guide import Guide
 from galley.runtime.meter import JobMeter
+from galley.runtime.reading import Reading
 from galley.types import FinishReason, SamplingParams
 
 __all__ = ["URGENT", "Job", "State"]
@@ -48,6 +49,8 @@ class Job:
         pending: output tokens that the grammar forced before anything was drawn; they go out with the first
             draw.
         banned: ids never drawn.
+        reading: what it wants of its prompt's rows beside the one it draws from, or None.
+        draws: whether anything is to be drawn at all (``max_tokens`` is not 0).
     """
 
     __slots__ = (
@@ -55,6 +58,7 @@ class Job:
         "ban",
         "banned",
         "computed",
+        "draws",
         "eos",
         "guide",
         "held_by",
@@ -71,6 +75,7 @@ class Job:
         "pending",
         "prompt_len",
         "reached",
+        "reading",
         "resumed_at",
         "seed",
         "seen",
@@ -104,6 +109,7 @@ class Job:
         max_total_s: float | None = None,
         guide: Guide | None = None,
         banned: tuple[int, ...] = (),
+        reading: Reading | None = None,
     ) -> None:
         self.id = id
         self.tokens = list(prompt)
@@ -138,6 +144,8 @@ class Job:
         self.held_until = 0
         self.guide = guide
         self.banned = banned
+        self.reading = reading
+        self.draws = self.limit > len(prompt)
         self.pending: list[int] = []
         if guide is not None:
             forced = guide.begin(self._forcible())
@@ -158,6 +166,16 @@ class Job:
     def remaining(self) -> int:
         """Most tokens that may still be drawn."""
         return self.limit - len(self.tokens)
+
+    def outputs(self, count: int) -> int:
+        """Rows of logits that its next ``count`` tokens must give: those it reads, then the one it draws
+        from."""
+        end = self.computed + count
+        drawn = int(self.draws and end == len(self.tokens))
+        if self.reading is None or self.reading.states:
+            return drawn
+        first, last = self.reading.span(self.computed, end)
+        return last - first + drawn
 
     def take(self, token: int) -> FinishReason | None:
         """Append one drawn token; how the job ends with it, if it does."""

@@ -20,6 +20,7 @@ from galley.runtime.job import Job, State
 from galley.runtime.park import Parked, resume
 from galley.runtime.plan import Drawn, Plan
 from galley.runtime.policy import Policy
+from galley.runtime.reading import reading_of
 from galley.runtime.scheduler import Scheduler
 from galley.types import CacheHint, SamplingParams
 
@@ -169,10 +170,12 @@ class Recorded(Scheduler):
         if heard is not None:
             terms["guide"] = heard
         job = super().submit(job_id, prompt, params, now, checked=checked, **terms)
-        plain = {name: value for name, value in terms.items() if name != "guide"}
+        plain = {name: value for name, value in terms.items() if name not in ("guide", "reading")}
+        reading = terms.get("reading")
         event = {"event": "submit", "now": now, "job": job_id, "prompt": prompt, "params": params}
         begun = {} if heard is None else {"begun": heard.said.pop()[0]}
-        self.journal.write({**event, "terms": plain, **begun})
+        reads = {} if reading is None else {"reads": reading.kind}
+        self.journal.write({**event, "terms": plain, **begun, **reads})
         return job
 
     def enter(self, job: Job, now: float) -> None:
@@ -277,6 +280,8 @@ def replay(lines: Iterable[bytes | str], *, policy: Policy | None = None) -> Rep
                     terms["banned"] = tuple(terms["banned"])
                 if "begun" in event:
                     terms["guide"] = Told(event["begun"])
+                if "reads" in event:
+                    terms["reading"] = reading_of(event["reads"], len(event["prompt"]))
                 scheduler.submit(event["job"], event["prompt"], params, now, checked=True, **terms)
             elif kind == "resume":
                 parked = msgspec.convert(event["parked"], Parked, str_keys=True)

@@ -63,10 +63,12 @@ class Loop:
                     backend.run(rows)
                 finally:
                     self.masks.wait()
+                states = backend.states() if rows.states else None
                 if draws is not None:
                     drawn = backend.sample(draws)
                     if len(drawn.ids) != len(rows.out):
                         fault = EngineFault(f"{len(drawn.ids)} tokens drawn for {len(rows.out)} rows")
+                drawn.states = states
             except EngineFault as error:
                 fault = error
             except Exception as error:
@@ -87,12 +89,21 @@ class Loop:
         return scheduler.take()
 
     def rows(self, plan: Plan) -> Rows:
-        """The step's tokens as flat arrays. Logits are wanted where a job's known tokens end."""
+        """The step's tokens as flat arrays. Logits are wanted where a job's known tokens end, and what a job
+        reads."""
         rows = Rows()
         for job, count in plan.rows.items():
             start, tokens = job.computed, job.tokens
             end = start + count
-            rows.add(tokens[start:end], start, job.table.blocks, 1 if end == len(tokens) else 0)
+            drawn = end == len(tokens) and job.draws
+            if job.reading is None:
+                rows.add(tokens[start:end], start, job.table.blocks, 1 if drawn else 0)
+                continue
+            first, last = job.reading.span(start, end)
+            rows.add(tokens[start:end], start, job.table.blocks, 0)
+            rows.read(first, last, states=job.reading.states)
+            if drawn:
+                rows.read(end - 1, end, states=False)
         return rows
 
     def mask(self, plan: Plan) -> Draws:
@@ -102,7 +113,11 @@ class Loop:
         Valid until the next call: while the same jobs draw and nothing but their positions changes, as in a
         steady run of decodes, the last step's arrays are brought up to date in place.
         """
-        jobs = [job for job, count in plan.rows.items() if job.computed + count == len(job.tokens)]
+        jobs = [
+            job for job, count in plan.rows.items() if job.computed + count == len(job.tokens) and job.draws
+        ]
+        if plan.scored:
+            return self._scored(plan, jobs)
         if jobs == self._drawing:
             position = self._draws.position
             for row, job in enumerate(jobs):
@@ -110,33 +125,61 @@ class Loop:
             if self._guided:
                 self.masks.start(self._guided, self._draws.masks)
             return self._draws
-        self._draws = draws = Draws()
+        self._draws = draws = self._begin(jobs)
+        steady = True
+        for job in jobs:
+            steady = self._draw(draws, job) and steady
+        self._drawing = jobs if steady else []
+        return draws
+
+    def _begin(self, jobs: list[Job]) -> Draws:
+        """Draws without rows; the masks of the guided among ``jobs`` are begun."""
+        draws = Draws()
         self._guided = guided = [job for job in jobs if job.guide is not None]
         if guided:
             draws.masks = self.masks.room(len(guided))
             self.masks.start(guided, draws.masks)
-        steady, masked = True, 0
-        for job in jobs:
-            params, length = job.params, len(job.tokens)
-            early = job.ban if length < job.min_length else ()
-            draws.add(
-                seed=job.seed,
-                position=length,
-                lane=job.lane,
-                temperature=params.temperature,
-                top_k=params.top_k,
-                top_p=params.top_p,
-                min_p=params.min_p,
-                repetition=params.repetition_penalty,
-                frequency=params.frequency_penalty,
-                presence=params.presence_penalty,
-                logprobs=-1 if params.logprobs is None else params.logprobs,
-                bias=params.logit_bias,
-                ban=(*job.banned, *early),
-                seen=job.seen,
-                mask_row=masked if job.guide is not None else -1,
-            )
-            masked += job.guide is not None
-            steady = steady and not early and job.seen is None
-        self._drawing = jobs if steady else []
         return draws
+
+    def _scored(self, plan: Plan, jobs: list[Job]) -> Draws:
+        """``mask`` for a step in which jobs score tokens of their prompts: rows whose id is given."""
+        self._draws, self._drawing = self._begin(jobs), []
+        drawing = set(jobs)
+        for job, count in plan.rows.items():
+            if job.reading is not None and not job.reading.states:
+                first, last = job.reading.span(job.computed, job.computed + count)
+                for position in range(first, last):
+                    self._draws.add(
+                        seed=0,
+                        position=position,
+                        lane=0,
+                        temperature=0.0,
+                        logprobs=job.params.logprobs or 0,
+                        given=job.tokens[position + 1],
+                    )
+            if job in drawing:
+                self._draw(self._draws, job)
+        return self._draws
+
+    def _draw(self, draws: Draws, job: Job) -> bool:
+        """Add the row a job draws from; whether it differs from its next one by its position alone."""
+        params, length = job.params, len(job.tokens)
+        early = job.ban if length < job.min_length else ()
+        draws.add(
+            seed=job.seed,
+            position=length,
+            lane=job.lane,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition=params.repetition_penalty,
+            frequency=params.frequency_penalty,
+            presence=params.presence_penalty,
+            logprobs=-1 if params.logprobs is None else params.logprobs,
+            bias=params.logit_bias,
+            ban=(*job.banned, *early),
+            seen=job.seen,
+            mask_row=self._guided.index(job) if job.guide is not None else -1,
+        )
+        return not early and job.seen is None

@@ -85,10 +85,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
             kv_bytes_per_token=float(kv_bytes_per_token),
         )
 
-    def prefill(self, context: int, count: int, *, logits: bool) -> float:
+    def prefill(self, context: int, count: int, *, outputs: int) -> float:
         """FLOP of ``count`` positions after ``context`` computed ones."""
         attended = count * context + count * (count + 1) // 2
-        return self.token_flop * count + self.attention_flop * attended + (self.head_flop if logits else 0.0)
+        return self.token_flop * count + self.attention_flop * attended + self.head_flop * outputs
 
     def hold(self, job: "Job", block_size: int, now: float) -> None:
         """Charge the blocks in the job's table up to now."""
@@ -98,11 +98,19 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
         meter.peak_blocks = max(meter.peak_blocks, held)
 
     def step(
-        self, job: "Job", count: int, *, share: float, counters: "Counters", block_size: int, now: float
+        self,
+        job: "Job",
+        count: int,
+        *,
+        share: float,
+        outputs: int,
+        counters: "Counters",
+        block_size: int,
+        now: float,
     ) -> None:
         """Charge one step of ``count`` tokens that has just advanced ``job.computed``, and ``hold``.
 
-        ``share`` is the job's part of the weight bytes the step read.
+        ``share`` is the job's part of the weight bytes the step read, ``outputs`` its rows of logits.
         """
         end, known, meter = job.computed, len(job.tokens), job.meter
         start = end - count
@@ -120,7 +128,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
         if count == 1 and end == known > job.prompt_len:
             meter.decode_bytes += share + end * self.kv_bytes_per_token
         else:
-            meter.prefill_flop += self.prefill(start, count, logits=end == known)
+            meter.prefill_flop += self.prefill(start, count, outputs=outputs)
 
 
 class Counters(msgspec.Struct):

@@ -6,6 +6,7 @@ import msgspec
 
 from galley.errors import GalleyError
 from galley.runtime.meter import JobMeter
+from galley.runtime.reading import Pooled, Scored
 from galley.types import FinishReason, TokenLogprob
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class StepOut(msgspec.Struct, frozen=True, kw_only=True):
         complete: the job ended because its grammar was complete: the last id is text, not an end token.
         error: set for a cancelled (code ``cancelled``), expired or failed job.
         cached_tokens: prompt tokens found in the cache; on the job's first StepOut with tokens.
+        prompt: scores of the prompt's tokens but the first, when the job reads them; as ``cached_tokens``.
+        vector: pooled states, float32 in the machine's byte order; on the last StepOut of a job that pools.
     """
 
     job_id: str
@@ -36,6 +39,8 @@ class StepOut(msgspec.Struct, frozen=True, kw_only=True):
     error: GalleyError | None = None
     cached_tokens: int | None = None
     meter: JobMeter | None = None
+    prompt: list[TokenLogprob] | None = None
+    vector: bytes | None = None
 
     @classmethod
     def of(
@@ -54,6 +59,19 @@ class StepOut(msgspec.Struct, frozen=True, kw_only=True):
             complete=finish == "stop" and last not in job.stop_ids and last not in job.eos,
             cached_tokens=job.meter.cached_tokens if first else None,
             meter=None if finish is None else job.meter,
+            prompt=scores(job) if first else None,
+        )
+
+    @classmethod
+    def read(cls, job: "Job") -> "StepOut":
+        """The one StepOut of a job that draws nothing."""
+        return cls(
+            job_id=job.id,
+            finish="length",
+            cached_tokens=job.meter.cached_tokens,
+            meter=job.meter,
+            prompt=scores(job),
+            vector=job.reading.vector() if isinstance(job.reading, Pooled) else None,
         )
 
     @property
@@ -76,4 +94,11 @@ class StepOut(msgspec.Struct, frozen=True, kw_only=True):
             error=later.error,
             cached_tokens=self.cached_tokens if self.cached_tokens is not None else later.cached_tokens,
             meter=later.meter,
+            prompt=self.prompt if self.prompt is not None else later.prompt,
+            vector=later.vector,
         )
+
+
+def scores(job: "Job") -> list[TokenLogprob] | None:
+    """What a job has read of its prompt's log-probabilities."""
+    return job.reading.scores if isinstance(job.reading, Scored) else None

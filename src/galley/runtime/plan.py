@@ -6,7 +6,7 @@ stays free of numpy.
 
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from galley.runtime.job import Job
@@ -18,10 +18,11 @@ class Plan:
     """One step's work: ordered ``{job: n}``, nothing more. There is no prefill step and no decode step.
 
     Made by ``Scheduler.plan``, given back to exactly one of ``commit`` and ``fail``. ``n`` tokens of a job
-    follow its ``computed`` ones; logits are wanted for the last of them iff that completes its known tokens.
+    follow its ``computed`` ones; logits are wanted for the last of them iff that completes its known tokens,
+    and for those its ``reading`` scores.
     """
 
-    __slots__ = ("decodes", "now", "predicted", "rows", "step", "tokens")
+    __slots__ = ("decodes", "now", "predicted", "rows", "scored", "step", "tokens")
 
     def __init__(self, step: int, now: float = 0.0) -> None:
         self.step = step
@@ -32,6 +33,8 @@ class Plan:
         """Seconds it should take, where a cost model says."""
         self.rows: dict[Job, int] = {}
         self.tokens = 0
+        self.scored = 0
+        """Rows of logits that score tokens of prompts."""
 
     def __len__(self) -> int:
         """Number of jobs in the step."""
@@ -41,14 +44,25 @@ class Plan:
         """Give a job ``count`` tokens."""
         self.rows[job] = count
         self.tokens += count
+        self.scored += scored(job, count)
 
     def drop(self, job: "Job") -> None:
         """Take a job out again, if it is in (it was preempted while planning)."""
-        self.tokens -= self.rows.pop(job, 0)
+        count = self.rows.pop(job, 0)
+        self.tokens -= count
+        self.scored -= scored(job, count)
 
     def log(self) -> list[tuple[str, int]]:
         """``[(job id, n), …]``: the same arrivals and clock give the same log (SCH-9)."""
         return [(job.id, count) for job, count in self.rows.items()]
+
+
+def scored(job: "Job", count: int) -> int:
+    """Tokens of its prompt that a job scores in its next ``count`` ones."""
+    if job.reading is None or job.reading.states:
+        return 0
+    first, last = job.reading.span(job.computed, job.computed + count)
+    return last - first
 
 
 class Rows:
@@ -59,12 +73,13 @@ class Rows:
     order, are ``blocks[block_start[s]:block_start[s+1]]`` and cover ``context[s] + n`` positions.
 
     ``out`` lists the flat token indices whose logits are wanted, ascending. Row ``r`` of every per-output
-    array (logits, Draws, Drawn) belongs to ``out[r]``.
+    array (logits, Draws, Drawn) belongs to ``out[r]``. ``states`` likewise lists the tokens whose final
+    hidden states are wanted; one token may be in both.
 
     All arrays are int32 (typecode ``i``).
     """
 
-    __slots__ = ("block_start", "blocks", "context", "out", "seq_start", "tokens")
+    __slots__ = ("block_start", "blocks", "context", "out", "seq_start", "states", "tokens")
 
     def __init__(self) -> None:
         self.tokens = array("i")
@@ -73,6 +88,7 @@ class Rows:
         self.blocks = array("i")
         self.block_start = array("i", [0])
         self.out = array("i")
+        self.states = array("i")
 
     def add(self, tokens: Sequence[int], context: int, blocks: Sequence[int], outputs: int) -> None:
         """Append one sequence; logits are wanted for its last ``outputs`` tokens (0 for a prompt chunk)."""
@@ -90,6 +106,11 @@ class Rows:
         elif outputs:
             self.out.extend(range(end - outputs, end))
 
+    def read(self, first: int, last: int, *, states: bool) -> None:
+        """Of the sequence just added, want states or logits of the positions ``first .. last - 1``."""
+        shift = self.seq_start[-2] - self.context[-1]
+        (self.states if states else self.out).extend(range(first + shift, last + shift))
+
     def __len__(self) -> int:
         """Number of sequences."""
         return len(self.context)
@@ -106,7 +127,8 @@ class Draws:
         temperature f32 (< 1e-5 is greedy), top_k i32 (<= 0 off), top_p f32 (>= 1 off), min_p f32 (<= 0 off),
         repetition f32 (1 off), frequency f32, presence f32,
         seed u64, position i64 (absolute position of the token being drawn), lane i32 (choice number),
-        logprobs i32 (-1 none, else number of alternatives).
+        logprobs i32 (-1 none, else number of alternatives),
+        given i32 (-1, else the id that is not drawn but given: a prompt's own, for its log-probability).
     Ragged, by ``*_start`` (R + 1 entries, i32):
         bias: ids i32 and values f32; ban: ids i32;
         seen: ids i32 and counts i32 of every distinct token of prompt and output; count is occurrences in the
@@ -125,6 +147,7 @@ class Draws:
         "bias_start",
         "bias_values",
         "frequency",
+        "given",
         "lane",
         "logprobs",
         "mask_row",
@@ -154,6 +177,7 @@ class Draws:
         self.position = array("q")
         self.lane = array("i")
         self.logprobs = array("i")
+        self.given = array("i")
         self.bias_start = array("i", [0])
         self.bias_ids = array("i")
         self.bias_values = array("f")
@@ -187,6 +211,7 @@ class Draws:
         ban: Sequence[int] = (),
         seen: dict[int, int] | None = None,
         mask_row: int = -1,
+        given: int = -1,
     ) -> None:
         """Append one row."""
         self.temperature.append(temperature)
@@ -200,6 +225,7 @@ class Draws:
         self.position.append(position)
         self.lane.append(lane)
         self.logprobs.append(logprobs)
+        self.given.append(given)
         if bias:
             self.bias_ids.extend(bias)
             self.bias_values.extend(bias.values())
@@ -221,9 +247,10 @@ class Drawn:
         logprobs: raw-model log-probability of the sampled token (nan where not asked for).
         ranks: its rank under the raw logits, 1 = most likely (0 where not asked for).
         tops: per row, the asked-for alternatives ``[(id, logprob), …]``, best first (empty where not asked).
+        states: float32 [len(rows.states), hidden] of the same run, put here by the loop; None without any.
     """
 
-    __slots__ = ("ids", "logprobs", "ranks", "tops")
+    __slots__ = ("ids", "logprobs", "ranks", "states", "tops")
 
     def __init__(
         self,
@@ -231,8 +258,10 @@ class Drawn:
         logprobs: list[float],
         ranks: list[int],
         tops: list[list[tuple[int, float]]],
+        states: Any = None,
     ) -> None:
         self.ids = ids
         self.logprobs = logprobs
         self.ranks = ranks
         self.tops = tops
+        self.states = states

@@ -72,9 +72,7 @@ class Preemption:
         held = sum(len(other.table.blocks) for other in others)
         if it.pool.available + held < need or len(it.running) - len(others) >= it.max_jobs:
             return False
-        while len(it.running) >= it.max_jobs or not it.admission.fits(
-            job, it.tree.match(job.table.namespace, job.tokens), ()
-        ):
+        while len(it.running) >= it.max_jobs or not it.admission.fits(job, it.admission.match(job), ()):
             victim = it.policy.victim(
                 (other for other in it.running if other.tier > job.tier), it.block_size, forced=True
             )

@@ -173,6 +173,7 @@ class Scheduler:
             max_total_s=terms.get("max_total_s"),
             guide=terms.get("guide"),
             banned=terms.get("banned", ()),
+            reading=terms.get("reading"),
         )
         if cache is not None:  # whole blocks are kept
             size = self.block_size
@@ -240,8 +241,7 @@ class Scheduler:
             chunks.sort(key=lambda job: (self.queue.tier(job, now), self.fairness[job.tenant]))
         for job in chunks:
             self.intake.admit(plan, now, before, job)
-            room = self.token_budget - plan.tokens
-            most = min(len(job.tokens) - job.computed, room, self.chunk)
+            most = self.intake.most(job, plan)
             if most > 0 and (count := self.preemption.reach(job, most, plan, now)) > 0:
                 plan.add(job, count)
         if before == self.counters.preemptions:
@@ -279,26 +279,35 @@ class Scheduler:
     def commit(self, plan: Plan, drawn: Drawn, now: float) -> None:
         """Take a step's result: accept, publish, finish, free. The only place where jobs advance.
 
-        ``drawn`` has one row for each job whose known tokens the step completed, in plan order.
+        ``drawn`` has the rows of logits wanted, in plan order: of a job first those it reads, then the one it
+        draws from if the step completes its known tokens.
         """
         self._land(plan)
         size, costs, counters, ids = self.block_size, self.costs, self.counters, drawn.ids
         share = costs.weight_bytes / len(plan.rows)
-        row = -1
+        row = state = 0
         for job, count in plan.rows.items():
-            end = job.computed = job.computed + count
+            reading, start, outputs = job.reading, job.computed, job.outputs(count)
+            end = job.computed = start + count
             known = len(job.tokens)
-            costs.step(job, count, share=share, counters=counters, block_size=size, now=now)
+            costs.step(job, count, share=share, outputs=outputs, counters=counters, block_size=size, now=now)
+            row += outputs
+            if reading is not None:
+                first, last = reading.span(start, end)
+                reading.take(drawn, state if reading.states else row - outputs, start, end)
+                state += (last - first) * reading.states
             if end // size > job.table.keyed:
                 self._publish(job, end)
-            if end == known:
-                row += 1
             if job.verdict is not None:
                 self._end(job, now, job.verdict)
             elif end == known:
-                self._accept(job, ids[row], row, drawn, now)
+                if job.draws:
+                    self._accept(job, ids[row - 1], row - 1, drawn, now)
+                else:
+                    self._close(job, now, State.FINISHED, keep=end)
+                    self._out.append(StepOut.read(job))
         counters.steps += 1
-        counters.rows += row + 1
+        counters.rows += row
         counters.computed_tokens += plan.tokens
         # From the end of the last step, so that what lies between two of them counts.
         began = plan.now if self._turned is None else self._turned

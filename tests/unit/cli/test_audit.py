@@ -96,3 +96,32 @@ def test_subjects_and_erasure(home: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_no_log_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GALLEY_HOME", str(tmp_path))
     assert invoke(["audit", "verify"]) == 2
+
+
+def test_approvals_are_decided_on_the_command_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from galley.audit.approvals import Approvals, Call
+
+    queue = Approvals(home / "approvals.db")
+    call = Call(
+        kind="tool",
+        name="pay",
+        arguments="{}",
+        tenant="local",
+        user="ann",
+        key=None,
+        session=None,
+        rule="pay",
+    )
+    first, second = (queue.propose(call, tier="destructive", ttl_s=60).id for _ in range(2))
+    assert invoke(["approvals", "list"]) == 0
+    assert first in capsys.readouterr().out
+    assert invoke(["approvals", "approve", first, "--as", "ann"]) == 5
+    assert invoke(["approvals", "approve", first, "--as", "bob", "--call", call.digest]) == 0
+    assert invoke(["approvals", "approve", first, "--as", "carol", "--json"]) == 0
+    assert invoke(["approvals", "deny", second, "--as", "bob", "--reason", "no"]) == 0
+    assert invoke(["approvals", "approve", second, "--as", "carol"]) == 2
+    assert (queue.get(first).state, queue.get(second).state) == ("approved", "denied")
+    queue.close()
+    capsys.readouterr()
+    assert invoke(["approvals", "list", "--all", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2

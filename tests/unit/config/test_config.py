@@ -162,3 +162,19 @@ def test_template_with_every_line_uncommented_is_all_defaults(tmp_path: Path) ->
         row["key"]: row["value"] for row in bare.rows()
     }
     assert full.origin("server.api_key") == "default"
+
+
+def test_rules_of_approvals_and_redaction() -> None:
+    config = load({"approvals.tools": "send_*=write, delete=destructive", "approvals.above_usd": "0.25"}, {})
+    assert config.approvals.tools == (("send_*", "write"), ("delete", "destructive"))
+    assert config.approvals.above_usd == 250_000_000_000
+    assert load({"redact.stores": "receipts"}, {}).redact.stores == ("receipts",)
+    for key, value in (
+        ("approvals.tools", "send"),
+        ("approvals.tools", "send=often"),
+        ("approvals.above_usd", "much"),
+        ("approvals.above_usd", "-1"),
+        ("redact.stores", "diary"),
+    ):
+        with pytest.raises(ConfigError):
+            load({key: value}, {})

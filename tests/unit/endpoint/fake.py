@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -137,6 +138,14 @@ class FakeRun:
         provider = self.provider
         params = self.prepared.params
         words = provider.words if not provider.script else ("x",) * len(provider.script)
+        if (embed := self.prepared.request.embed) is not None:
+            for index, ids in enumerate(self.prepared.prompts):
+                vector = array("f", [float(len(ids)), *ids[: embed.dimensions]])
+                delta = Delta(index=index, vector=vector.tobytes(), finish="stop")
+                self.meter.note(delta)
+                self.end(index)
+                yield delta
+            return
         for step, word in enumerate(words):
             await asyncio.sleep(provider.step_s)
             provider.steps += 1

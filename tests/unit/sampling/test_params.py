@@ -79,7 +79,6 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": "x" * 5000}, "stop", "string_above_max_length"),
     ({"stop": "\ud800"}, "stop", "invalid_value"),
     ({"stop_token_ids": [100]}, "stop_token_ids[0]", "integer_above_max_value"),
-    ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
     ({"max_tokens": -1}, "max_tokens", "integer_below_min_value"),
     ({"min_tokens": -1}, "min_tokens", "integer_below_min_value"),
     ({"max_tokens": 4, "min_tokens": 5}, "min_tokens", "integer_above_max_value"),

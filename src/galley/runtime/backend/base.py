@@ -39,7 +39,8 @@ class Backend(Protocol):
     """Changes when kernels, layouts or numerics change; part of ``system_fingerprint`` and KV keys."""
 
     def run(self, rows: Rows) -> None:
-        """One forward step: writes KV of all tokens, keeps logits of ``rows.out`` for ``sample``/``logits``.
+        """One forward step: writes KV of all tokens, keeps logits of ``rows.out`` for ``sample``/``logits``
+        and the states of ``rows.states``.
 
         Raises EngineFault when the native step fails; KV blocks of the step are then undefined.
         """
@@ -51,6 +52,10 @@ class Backend(Protocol):
 
     def logits(self) -> "npt.NDArray[np.float32]":
         """Copy of the last run's logits, float32 [len(rows.out), vocab]. For tests and evaluation."""
+        ...
+
+    def states(self) -> "npt.NDArray[np.float32]":
+        """Copy of the last run's hidden states after the final norm, float32 [len(rows.states), hidden]."""
         ...
 
     def read_block(self, block: int) -> bytes:

@@ -99,7 +99,13 @@ class NativeBackend:
         """One forward step. See ``Backend.run``."""
         try:
             self._model.step(
-                rows.tokens, rows.seq_start, rows.context, rows.blocks, rows.block_start, rows.out
+                rows.tokens,
+                rows.seq_start,
+                rows.context,
+                rows.blocks,
+                rows.block_start,
+                rows.out,
+                rows.states,
             )
         except (ValueError, RuntimeError, MemoryError) as e:
             raise EngineFault(f"native step failed: {e}") from e
@@ -120,6 +126,7 @@ class NativeBackend:
                 d.position,
                 d.lane,
                 d.logprobs,
+                d.given,
                 d.bias_start,
                 d.bias_ids,
                 d.bias_values,
@@ -139,6 +146,12 @@ class NativeBackend:
         """Copy of the last step's logits, float32 [outputs, vocab]."""
         out = np.empty((self._model.outputs, self.spec.vocab), np.float32)
         self._model.logits(out)
+        return out
+
+    def states(self) -> npt.NDArray[np.float32]:
+        """See ``Backend.states``."""
+        out = np.empty((self._model.states_count, self.spec.hidden), np.float32)
+        self._model.states(out)
         return out
 
     def read_block(self, block: int) -> bytes:

@@ -219,6 +219,7 @@ class ReferenceBackend:
         self._values: Floats = np.zeros(shape, dtype=np.float32)
         self._cos, self._sin = _rope_table(spec)
         self._logits: Floats = np.empty((0, spec.vocab), dtype=np.float32)
+        self._states: Floats = np.empty((0, spec.hidden), dtype=np.float32)
         self._closed = False
         self.fingerprint = _fingerprint(source.tiled)
 
@@ -229,7 +230,9 @@ class ReferenceBackend:
         tokens = np.array(rows.tokens, dtype=np.int64)
         sequences = [_Sequence(rows, index, self.block_size) for index in range(len(rows))]
         out = np.array(rows.out, dtype=np.int64)
+        states = np.array(rows.states, dtype=np.int64)
         self._check(tokens, sequences, out)
+        self._check(tokens, sequences, states)
         positions = np.concatenate([np.arange(s.context, s.length) for s in sequences])
         turn = self._cos[positions][:, None, :], self._sin[positions][:, None, :]
         x = self._embedding[tokens]
@@ -239,6 +242,7 @@ class ReferenceBackend:
             inner = rms_norm(x, layer.ffn_norm, self._eps)
             x = x + layer.down(silu(layer.gate(inner)) * layer.up(inner))
         self._logits = self._head(rms_norm(x[out], self._norm, self._eps))
+        self._states = rms_norm(x[states], self._norm, self._eps)
 
     def sample(self, draws: Draws) -> Drawn:
         """See ``Backend.sample`` and ``sampling.logits.draw``."""
@@ -247,6 +251,10 @@ class ReferenceBackend:
     def logits(self) -> Floats:
         """See ``Backend.logits``."""
         return self._logits.copy()
+
+    def states(self) -> Floats:
+        """See ``Backend.states``."""
+        return self._states.copy()
 
     def read_block(self, block: int) -> bytes:
         """See ``Backend.read_block``: keys [layers, block_size, kv_heads, head_dim], then values, float32."""
@@ -268,6 +276,7 @@ class ReferenceBackend:
         self._layers = []
         self._keys = self._values = np.zeros((0, 0, 0, 0, 0), dtype=np.float32)
         self._embedding = self._logits = np.zeros((0, self.spec.vocab), dtype=np.float32)
+        self._states = np.zeros((0, self.spec.hidden), dtype=np.float32)
         self._head = Linear(self._embedding, None, {self._embedding.shape: False})
 
     def _known(self, block: int) -> None:

@@ -31,6 +31,7 @@ def draw(logits: Floats, draws: Draws) -> Drawn:
     Order, fixed: mask, bans, bias, repetition, frequency, presence; then greedy, or temperature, min_p,
     top_k, top_p and argmax of ``logit / T + Gumbel noise`` over what is kept (which samples the softmax
     exactly).
+    A row with a ``given`` token draws nothing and has that one's log-probability.
     Log-probabilities are those of the untouched logits. Every tie goes to the lowest id (SMP-3).
 
     Raises EngineFault when a row has no finite maximum (NaN or infinity from the model, or all ids banned),
@@ -43,7 +44,9 @@ def draw(logits: Floats, draws: Draws) -> Drawn:
     ranked: list[_Ranked] = []
     for row, raw in enumerate(logits):
         allowed = masks[draws.mask_row[row]] if masks is not None and draws.mask_row[row] >= 0 else None
-        token = _draw_row(_adjust(raw, draws, row, allowed), draws, row)
+        token = draws.given[row]
+        if token < 0:
+            token = _draw_row(_adjust(raw, draws, row, allowed), draws, row)
         ids.append(token)
         wanted = draws.logprobs[row]
         ranked.append(_rank(raw, token, wanted) if wanted >= 0 else _Ranked(float("nan"), 0, []))

@@ -29,7 +29,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "presence_penalty": (-2, 2),
     # int64 as in the specification, and uint64 as others have it: both name one of 2**64 noise keys.
     "seed": (-(2**63), 2**64 - 1),
-    "max_tokens": (1, _INT32),
+    "max_tokens": (0, _INT32),
     "min_tokens": (0, _INT32),
     "logprobs": (0, 20),
     "logit_bias": (-100, 100),
