@@ -91,9 +91,7 @@ class ReceiptStore:
         self._clean = clean
         self._tell = tell
         self._queue: queue.SimpleQueue[Receipt | Flush] = queue.SimpleQueue()
-        self._hurry = threading.Event()
-        """Somebody waits for what is queued: the writer gathers no longer."""
-        self._lock = threading.Lock()
+        self._hurry, self._lock = threading.Event(), threading.Lock()
         self._unsaved: dict[str, Receipt] = {}
         self._parked: list[Receipt] = []
         self._writer: threading.Thread | None = None
@@ -167,21 +165,16 @@ class ReceiptStore:
                 return
 
     def _next_batch(self, marks: list[Flush]) -> list[Receipt]:
-        """Gather for ``batch_s`` after the first receipt; a mark ends the gathering at once.
-
-        The thread sleeps meanwhile instead of being woken by every receipt: each waking takes the
-        interpreter's lock from the thread that answers requests.
-        """
+        """Gather for ``batch_s`` after the first receipt; a mark ends that at once. Asleep meanwhile: being
+        woken by every receipt would take the interpreter's lock from the thread that answers requests."""
         batch: list[Receipt] = []
         try:
             item = self._queue.get(timeout=self._retry_s if self._parked else None)
-            if not isinstance(item, Flush):
-                self._hurry.wait(self._batch_s)
+            self._hurry.wait(0 if isinstance(item, Flush) else self._batch_s)
             while True:
                 if isinstance(item, Flush):
-                    self._hurry.clear()
-                    if not self._queue.empty():
-                        self._hurry.set()  # there may be another mark behind this one
+                    if self._queue.empty():  # else another mark may be behind this one
+                        self._hurry.clear()
                     marks.append(item)
                     return batch
                 batch.append(item)

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from galley import __version__
 from galley.audit.assemble import receipt_id
@@ -36,6 +36,7 @@ from galley.endpoint.responses.create import Responses
 from galley.endpoint.responses.door import ResponseDoor
 from galley.endpoint.state import State
 from galley.endpoint.stored import StoredChat
+from galley.endpoint.straight import Straight
 from galley.endpoint.tokens import ApplyTemplate, CountTokens, Detokenize, Tokenize
 from galley.errors import GalleyError, InvalidRequest, NotFound
 from galley.providers.base import ModelCard
@@ -226,20 +227,6 @@ async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
     body.headers.update(error.headers or {})
     body.raw_headers.extend(error_headers(shown))
     return body
-
-
-class Straight:
-    """The busiest paths without the way through the framework: they answer every error themselves."""
-
-    def __init__(self, app: ASGIApp, posts: dict[str, ASGIApp]) -> None:
-        self._app = app
-        self._posts = posts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        if scope["type"] == "http" and scope["method"] == "POST":
-            app = self._posts.get(scope["path"], app)
-        await app(scope, receive, send)
 
 
 async def no_compaction(request: HTTPRequest) -> Response:

@@ -1,6 +1,8 @@
 """What uvicorn says by itself, said as the rest of the server says it."""
 
+import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -47,3 +49,16 @@ class Listener(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def settle(self, within_s: float) -> None:
+        """Let the exchanges under way end, and cut those that do not in time."""
+        state = self.server_state
+        end = time.monotonic() + within_s
+        while state.tasks and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        if not state.tasks:
+            return
+        for connection in list(state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.wait(state.tasks, timeout=within_s)

@@ -29,6 +29,7 @@ from galley.endpoint.keys import KeyStore
 from galley.endpoint.listener import bind
 from galley.endpoint.ollama.facts import FactsBook
 from galley.endpoint.ollama.routes import ollama_routes
+from galley.endpoint.opening import open_entry, options_of
 from galley.endpoint.protocol import Listener, Protocol
 from galley.endpoint.state import Keeping, State
 from galley.errors import ConfigError, GalleyError, Overloaded
@@ -39,7 +40,7 @@ from galley.model.store import Entry, Store
 from galley.providers.base import ModelCard
 from galley.providers.fit import plan_fit
 from galley.providers.fleet import Fleet
-from galley.providers.opened import EngineOptions, Opened, disk_options
+from galley.providers.opened import Opened
 from galley.providers.remote import RemoteProvider
 from galley.providers.resident import Resident
 from galley.router.catalog import Catalog
@@ -86,24 +87,6 @@ def serve(config: Config) -> None:
         server = Server(config, entry, lambda: open_entry(config, entry, None))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
-
-
-def open_entry(config: Config, entry: Entry, kept: Model | None) -> Opened:
-    """A model of the store, running as the settings say; ``kept`` is its file, when that is open already."""
-    return Opened(
-        entry.path,
-        entry.name,
-        options_of(config),
-        model=kept,
-        disk=disk_options(config),
-        costs=config.home / "cost",
-        measure=True,
-    )
-
-
-def options_of(config: Config) -> EngineOptions:
-    """The engine's part of the settings."""
-    return EngineOptions(**{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__})
 
 
 class Server:
@@ -250,7 +233,7 @@ class Server:
                 task.cancel()
             await loading
             await self.state.stop()
-            await self._settle()
+            await self._listener.settle(LINGER_S)
             for provider in self._outside:
                 provider.close()
             await self.fleet.close()
@@ -412,17 +395,5 @@ class Server:
 
         Cut before uvicorn would cancel them: a lost connection is an end that leaves a receipt.
         """
-        await self._settle()
+        await self._listener.settle(LINGER_S)
         self._listener.should_exit = True
-
-    async def _settle(self) -> None:
-        state = self._listener.server_state
-        end = time.monotonic() + LINGER_S
-        while state.tasks and time.monotonic() < end:
-            await asyncio.sleep(0.02)
-        if not state.tasks:
-            return
-        for connection in list(state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
-        await asyncio.wait(state.tasks, timeout=LINGER_S)
