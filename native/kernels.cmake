@@ -1,7 +1,7 @@
 # What every build of the kernels shares: the sources, and the instruction sets of the target architecture. Each of those
 # is its own translation unit in its own namespace; everything else assumes none.
 set(galley_sources)
-foreach(name arena attention dispatch isa_portable model pack pool probe sample weights)
+foreach(name arena attention dispatch isa_portable lowrank model pack pool probe sample weights)
   list(APPEND galley_sources ${CMAKE_CURRENT_LIST_DIR}/${name}.cpp)
 endforeach()
 

@@ -46,6 +46,8 @@ LOAD_FLAGS: dict[str, tuple[str, str, str]] = {
         "PAIRS",
         "Shares of the machine, such as alice=2,bob=0.5; others have 1.",
     ),
+    "engine.lora": ("--lora", "PAIRS", "LoRA adapters to serve, such as poet=/adapters/poet."),
+    "engine.lora_dirs": ("--lora-dirs", "DIRS", "Folders from which adapters may be loaded while serving."),
     "engine.journal": ("--journal", "FILE", "Write the scheduler's journal; it holds token ids."),
 }
 

@@ -373,7 +373,7 @@ def shown(card: ModelCard) -> dict[str, Any]:
         "created": card.created,
         "owned_by": "galley",
         "root": card.id,
-        "parent": None,
+        "parent": card.parent,
         "max_model_len": card.context,
         "quantization": card.quantization,
         "location": card.location,

@@ -2,14 +2,15 @@
 
 from galley.config import Config
 from galley.model.model import Model
-from galley.model.store import Entry
-from galley.providers.opened import EngineOptions, Opened, disk_options
+from galley.model.store import Entry, Store
+from galley.providers.adapters import Adapters
+from galley.providers.opened import Opened, disk_options, options_of
 
-__all__ = ["open_entry", "options_of"]
+__all__ = ["open_entry"]
 
 
-def open_entry(config: Config, entry: Entry, kept: Model | None) -> Opened:
-    """A model of the store, running as the settings say; ``kept`` is its file, when that is open already."""
+def open_entry(config: Config, entry: Entry, kept: Model | None, had: Adapters | None = None) -> Opened:
+    """A model of the store, run by the settings, with the file and the adapters that it had open before."""
     return Opened(
         entry.path,
         entry.name,
@@ -18,9 +19,6 @@ def open_entry(config: Config, entry: Entry, kept: Model | None) -> Opened:
         disk=disk_options(config),
         costs=config.home / "cost",
         measure=True,
+        lora=config.engine.lora if Store(config.home).resolve(config.model) == entry else (),
+        adapters=had,
     )
-
-
-def options_of(config: Config) -> EngineOptions:
-    """The engine's part of the settings."""
-    return EngineOptions(**{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__})

@@ -29,7 +29,7 @@ from galley.endpoint.keys import KeyStore
 from galley.endpoint.listener import bind
 from galley.endpoint.ollama.facts import FactsBook
 from galley.endpoint.ollama.routes import ollama_routes
-from galley.endpoint.opening import open_entry, options_of
+from galley.endpoint.opening import open_entry
 from galley.endpoint.protocol import Listener, Protocol
 from galley.endpoint.state import Keeping, State
 from galley.errors import ConfigError, GalleyError, Overloaded
@@ -37,10 +37,11 @@ from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
 from galley.model.model import Model
 from galley.model.store import Entry, Store
+from galley.providers.adapters import Adapters
 from galley.providers.base import ModelCard
 from galley.providers.fit import plan_fit
 from galley.providers.fleet import Fleet
-from galley.providers.opened import Opened
+from galley.providers.opened import Opened, options_of
 from galley.providers.remote import RemoteProvider
 from galley.providers.resident import Resident
 from galley.router.catalog import Catalog
@@ -173,6 +174,7 @@ class Server:
                 key=config.server.admin_key,
                 load=self._add,
                 unload=self._remove,
+                router=self.router,
                 approvals=self.warden.queue,
                 max_body=config.server.max_body,
             ),
@@ -287,9 +289,9 @@ class Server:
         if self.scribe is not None:
             say(f"audit log: {self.scribe.log.size} entries in {self.scribe.log.folder}")
 
-    def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
-        def opener(kept: Model | None) -> Opened:
-            opened = open_entry(self.config, entry, kept)
+    def _opener(self, entry: Entry) -> Callable[[Model | None, Adapters | None], Opened]:
+        def opener(kept: Model | None, had: Adapters | None) -> Opened:
+            opened = open_entry(self.config, entry, kept, had)
             try:
                 self.router.catalog.check_weights(entry.name, opened.provider.digests.weights)
             except ConfigError:
