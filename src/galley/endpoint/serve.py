@@ -281,9 +281,8 @@ class Server:
         self.router.add(self._outside[0] if first is None else first)
         if self.state.runner is not None:
             self.state.runner.wake()
-        # What is here now stays for good: collections of garbage need not look at it again.
         gc.collect()
-        gc.freeze()
+        gc.freeze()  # what is here now stays: collections need not look at it again
         spent = time.monotonic() - self._began
         say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
         if self.scribe is not None:
