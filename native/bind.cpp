@@ -59,12 +59,12 @@ class Bound {
     void close() { model_.reset(), embedding_ = nb::none(); }
 
     void step(Array<int32_t> tokens, Array<int32_t> seq_start, Array<int32_t> context, Array<int32_t> blocks,
-              Array<int32_t> block_start, Array<int32_t> out, Array<int32_t> states) {
+              Array<int32_t> block_start, Array<int32_t> out, Array<int32_t> states, Array<int32_t> adapters) {
         if (seq_start.size() != context.size() + 1 || block_start.size() != context.size() + 1)
             throw std::invalid_argument("step: offsets must have one entry more than there are sequences");
         const Step s{tokens.data(), seq_start.data(), context.data(), blocks.data(), block_start.data(), out.data(),
-                     states.data(), (int)tokens.size(), (int)context.size(), (int)blocks.size(), (int)out.size(),
-                     (int)states.size()};
+                     states.data(), adapters.data(), (int)tokens.size(), (int)context.size(), (int)blocks.size(),
+                     (int)out.size(), (int)states.size(), (int)adapters.size()};
         Model& m = model();
         nb::gil_scoped_release release;
         m.step(s);
@@ -125,6 +125,21 @@ class Bound {
         std::memcpy(to.data(), m.states(), rows * cols * sizeof(float));
     }
 
+    // {tensor: (A [rank, in], B [out, rank])}, float32; an empty dict empties the slot.
+    void set_adapter(int slot, nb::dict tensors) {
+        using Pair = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+        LowRankTensors map;
+        for (auto [k, v] : tensors) {
+            const nb::tuple t = nb::cast<nb::tuple>(v);
+            const auto a = nb::cast<Pair>(t[0]), b = nb::cast<Pair>(t[1]);
+            if (a.shape(0) != b.shape(1)) throw std::invalid_argument("adapter: A and B disagree about the rank");
+            map[nb::cast<std::string>(k)] = {(int)a.shape(0), (int)a.shape(1), (int)b.shape(0), a.data(), b.data()};
+        }
+        Model& m = model();
+        nb::gil_scoped_release release;
+        m.set_adapter(slot, map);
+    }
+
     // Raw bytes of one KV block, out of the arena and into it.
     nb::bytes read_block(int i) { return nb::bytes((const char*)model().block(i), model().block_bytes()); }
     void write_block(int i, Array<uint8_t> from) {
@@ -166,6 +181,7 @@ NB_MODULE(_native, m) {
         .def("sample", &Bound::sample)
         .def("logits", &Bound::logits)
         .def("states", &Bound::states)
+        .def("set_adapter", &Bound::set_adapter)
         .def_prop_ro("states_count", [](Bound& b) { return b.model().state_count(); })
         .def("read_block", &Bound::read_block)
         .def("write_block", &Bound::write_block)

@@ -59,6 +59,9 @@ void Model::check(const Step& s) const {
         if (s.out[i] < 0 || s.out[i] >= s.count || (i && s.out[i] <= s.out[i - 1])) fail("step: output rows must ascend within the step");
     for (int i = 0; i < s.state_count; i++)
         if (s.states[i] < 0 || s.states[i] >= s.count || (i && s.states[i] <= s.states[i - 1])) fail("step: state rows must ascend within the step");
+    if (s.adapter_count > s.sequences) fail("step: more adapters than sequences");
+    for (int i = 0; i < s.adapter_count; i++)
+        if (s.adapters[i] >= 0 && (s.adapters[i] >= (int)adapters_.size() || !adapters_[s.adapters[i]])) fail("step: an adapter's slot is empty");
 }
 
 void Model::step(const Step& s) {
@@ -84,6 +87,16 @@ void Model::step(const Step& s) {
     for (int i = 0; i < s.sequences; i++)
         for (int t = s.seq_start[i]; t < s.seq_start[i + 1]; t++) seq_of_[t] = i;
     plan_attention(s);
+    runs_.clear(), last_runs_.clear();
+    if (s.adapter_count) {
+        const int32_t* rows[2] = {s.out, s.states};
+        const int counts[2] = {s.outputs, s.state_count};
+        plan_adapters(s, nullptr, nullptr, runs_);
+        plan_adapters(s, rows, counts, last_runs_);
+        low_ld_ = 0;
+        for (const LowRankRun& run : runs_) low_ld_ = std::max<size_t>(low_ld_, run.adapter->widest);
+        grow(low_, most * low_ld_);
+    }
     for (auto& n : next_) n.store(0, std::memory_order_relaxed);
     for (auto& thread : taken_)
         for (auto& n : thread) n.store(0, std::memory_order_relaxed);
@@ -179,15 +192,25 @@ void Model::forward(const Step& s, int thread) {
     }
     float *x = x_.data(), *att = att_.data();
     int T = s.count;
+    const std::vector<LowRankRun>* runs = &runs_;
+    const bool adapted = !runs_.empty();  // the same for all threads of a step: barriers below depend on it
+    using Low = LowRank::Layer;
     for (int i = 0; i < m.layers; i++) {
         const Layer& l = layers_[i];
         bool quantised = false;
         for (const Segment& g : l.qkv) quantised |= g.w.quantised();
         const Acts a = normed(x, l.attn_norm, T, thread, quantised);
+        if (adapted) lower(*runs, i, &Low::qkv, a.x, a.ldx, thread);
         for (size_t g = 0; g < l.qkv.size(); g++)
             multiply(l.qkv[g].w, a, i * kOps + kQkv + (int)g, qkv_.data() + l.qkv[g].offset,
                      m.q_rows() + 2 * m.kv_rows(), false, thread);
         pool_.barrier();
+        if (adapted) {
+            const int wide = m.q_rows() + 2 * m.kv_rows(), rows[3] = {m.q_rows(), m.kv_rows(), m.kv_rows()};
+            for (int part = 0, at = 0; part < 3; at += rows[part++])
+                raise_all(*runs, i, &Low::qkv, part, rows[part], T, qkv_.data() + at, wide, thread);
+            pool_.barrier();
+        }
         attend(s, i, thread);
         pool_.barrier();
         if (i == m.layers - 1 && (s.outputs < T || s.state_count)) {
@@ -199,19 +222,34 @@ void Model::forward(const Step& s, int thread) {
                 std::memcpy(atto_.data() + (size_t)r * m.q_rows(), att + t * m.q_rows(), sizeof(float) * m.q_rows());
             }
             x = xo_.data(), att = atto_.data(), T = s.outputs + s.state_count;
+            runs = &last_runs_;
             pool_.barrier();
             if (T == 0) return;
         }
         const Acts o = prepared(att, m.q_rows(), m.q_rows(), T, thread, l.o.quantised());
+        if (adapted) lower(*runs, i, &Low::out, att, m.q_rows(), thread);
         multiply(l.o, o, i * kOps + kOut, x, H, true, thread);
         pool_.barrier();
+        if (adapted) {
+            raise_all(*runs, i, &Low::out, 0, H, T, x, H, thread);
+            pool_.barrier();
+        }
         const Acts f = normed(x, l.ffn_norm, T, thread, l.gate.quantised() || l.up.quantised());
+        if (adapted) {
+            lower(*runs, i, &Low::ffn, f.x, f.ldx, thread);
+            pool_.barrier();
+        }
         {
             float *g = tile_[thread].data(), *u = g + (size_t)T * kPair;
             const Tiles tiles(T, k_.max_tile);
             spread(i * kOps + kFfn, l.gate.pairs, f, l.gate.quantised() && l.up.quantised(), thread, [&](int p, int i0, int i1) {
                 k_.linear(l.gate, f, p, i0, i1, g, kPair, false);
                 k_.linear(l.up, f, p, i0, i1, u, kPair, false);
+                if (adapted) {
+                    const int t0 = tiles.start(i0), t1 = tiles.start(i1 - 1) + tiles.size(i1 - 1);
+                    raise(*runs, i, &Low::ffn, 0, p, p + 1, t0, t1, g, kPair, kPair, true, thread);
+                    raise(*runs, i, &Low::ffn, 1, p, p + 1, t0, t1, u, kPair, kPair, true, thread);
+                }
                 const int n = std::min(kPair, m.ffn - p * kPair);
                 for (int t = tiles.start(i0); t < tiles.start(i1 - 1) + tiles.size(i1 - 1); t++)
                     k_.silu_mul(g + (size_t)t * kPair, u + (size_t)t * kPair, n, h_.data() + (size_t)t * m.ffn + p * kPair);
@@ -219,8 +257,13 @@ void Model::forward(const Step& s, int thread) {
         }
         pool_.barrier();
         const Acts d = prepared(h_.data(), m.ffn, m.ffn, T, thread, l.down.quantised());
+        if (adapted) lower(*runs, i, &Low::down, h_.data(), m.ffn, thread);
         multiply(l.down, d, i * kOps + kDown, x, H, true, thread);
         pool_.barrier();
+        if (adapted) {
+            raise_all(*runs, i, &Low::down, 0, H, T, x, H, thread);
+            pool_.barrier();
+        }
     }
     const auto [r0, r1] = share(s.state_count, thread, threads);
     for (int r = r0; r < r1; r++)

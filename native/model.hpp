@@ -11,6 +11,7 @@
 
 #include "arena.hpp"
 #include "kernels.hpp"
+#include "lowrank.hpp"
 #include "pack.hpp"
 #include "pool.hpp"
 
@@ -37,7 +38,8 @@ using Tensors = std::map<std::string, Tensor>;
 // The flat arrays of one step (runtime/plan.py, Rows).
 struct Step {
     const int32_t *tokens, *seq_start, *context, *blocks, *block_start, *out, *states;
-    int count, sequences, block_count, outputs, state_count;
+    const int32_t* adapters;  // slot of each sequence, -1 for none; those past the end have none
+    int count, sequences, block_count, outputs, state_count, adapter_count;
 };
 
 // The flat arrays of one sampling call (runtime/plan.py, Draws).
@@ -75,12 +77,16 @@ using Floats = std::vector<float, LineAllocator<float>>;
 
 class Model {
    public:
+    static constexpr int kAdapterSlots = 1024;
     // Throws std::invalid_argument naming the tensor when one is missing or has the wrong shape or size.
     Model(const Shape& shape, const Tensors& tensors, const Kernels& kernels, int threads, int blocks, Kv kv);
 
     // Throws std::invalid_argument when an index is out of range; nothing has been written then.
     void step(const Step& s);
     std::vector<DrawnRow> sample(const DrawArrays& d);
+    // Puts an adapter's weights into a slot, copied; without tensors, empties it. Between steps. Throws
+    // std::invalid_argument for shapes that are not the model's.
+    void set_adapter(int slot, const LowRankTensors& tensors);
 
     const float* logits() const { return logits_.data(); }
     int outputs() const { return outputs_; }
@@ -144,6 +150,12 @@ class Model {
     Acts normed(const float* x, const float* weight, int tokens, int thread, bool quantise);
     Acts prepared(const float* x, size_t ldx, int cols, int tokens, int thread, bool quantise);
     uint8_t* page(int layer, int block, int head) const;
+    void plan_adapters(const Step& s, const int32_t* const* rows, const int* counts, std::vector<LowRankRun>& runs) const;
+    void lower(const std::vector<LowRankRun>& runs, int layer, LowRankSite LowRank::Layer::*site, const float* x, size_t ldx, int thread);
+    void raise(const std::vector<LowRankRun>& runs, int layer, LowRankSite LowRank::Layer::*site, int part, int p0, int p1, int t0, int t1,
+               float* out, size_t ldo, size_t pair_stride, bool whole_pairs, int thread);
+    void raise_all(const std::vector<LowRankRun>& runs, int layer, LowRankSite LowRank::Layer::*site, int part, int rows, int tokens, float* out,
+                   size_t ldo, int thread);
 
     Shape shape_;
     const Kernels& k_;
@@ -175,6 +187,10 @@ class Model {
     int unit_rows_ = 0;
     std::vector<std::atomic<int>> next_;       // attention: work taken, one a layer
     std::vector<std::vector<std::atomic<int>>> taken_;  // linears: work taken of each thread's part, [thread][layer, op]
+    std::vector<std::unique_ptr<LowRank>> adapters_;  // by slot
+    std::vector<LowRankRun> runs_, last_runs_;        // of this step; of the rows that go on past the last attention
+    Floats low_;                                      // [row][low_ld_]
+    size_t low_ld_ = 0;
     int outputs_ = 0, state_count_ = 0;
     bool narrow_ = false;                      // some matrix has five or six bits: Acts::room is needed
     bool chunks_ = false;                      // some sequence has several tokens in this step

@@ -68,6 +68,12 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Shares of tenants relative to the others', whose weight is 1."""
     journal: Path | None
     """Where the scheduler's journal is written; None writes none."""
+    lora: tuple[tuple[str, Path], ...]
+    """LoRA adapters served beside the first model, by name."""
+    lora_dirs: tuple[Path, ...]
+    """Folders from which adapters may be loaded while serving."""
+    max_loras: int
+    max_lora_rank: int
 
 
 class KV(msgspec.Struct, frozen=True, kw_only=True):

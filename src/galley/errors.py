@@ -208,6 +208,18 @@ class BadModelFile(GalleyError):
         self.field = field
 
 
+class AdapterRefused(GalleyError):
+    """A LoRA adapter is not one of this model, or asks for more than is done here."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "unsupported_adapter"
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, param="lora_path", hint=hint)
+
+
 class TemplateError(GalleyError):
     """The chat template failed. 400 when the messages caused it (``param='messages'``), else 500."""
 

@@ -90,6 +90,22 @@ def text(value: Any) -> str:
     return str(value)
 
 
+def places(value: Any) -> tuple[tuple[str, Path], ...]:
+    """``name=path`` pairs, separated by commas."""
+    found: dict[str, Path] = {}
+    for pair in names(value):
+        name, mark, where = pair.partition("=")
+        if not mark or not name.strip() or not where.strip() or name.strip() in found:
+            raise ValueError("expected pairs such as poet=/adapters/poet, each name once")
+        found[name.strip()] = path(where.strip())
+    return tuple(found.items())
+
+
+def paths(value: Any) -> tuple[Path, ...]:
+    """A list of paths, or paths separated by commas."""
+    return tuple(path(one) for one in names(value))
+
+
 def path(value: Any) -> Path:
     """An absolute path; ``~`` is the user's home."""
     return Path(text(value)).expanduser().absolute()

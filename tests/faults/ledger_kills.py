@@ -104,10 +104,13 @@ def run(cycles: int, seed: int, folder: Path) -> dict[str, int]:
     """All cycles; what was counted. Raises AssertionError at the first thing that is wrong."""
     rng = random.Random(seed)
     store = Store(f"sqlite:///{folder / 'ledger.db'}", busy_s=30.0)
-    store.set_rule("server:all", lambda _: Rule(hard=Limits(money_total=10**15, concurrency=CLIENTS)))
-    store.close()  # nothing open is to be forked
+    limit = Rule(hard=Limits(money_total=10**15, concurrency=CLIENTS))
     seen: dict[str, tuple[int, bool]] = {}
     for cycle in range(cycles):
+        if cycle in (0, cycles // 2):
+            # First with a limit, where every request waits for its reservation; then without any.
+            store.set_rule("server:all", lambda _, new=None if cycle else limit: new)
+            store.close()  # nothing open is to be forked
         listening = socket.create_server(("127.0.0.1", 0))
         pid = os.fork()
         if pid == 0:

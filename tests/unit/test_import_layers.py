@@ -20,6 +20,7 @@ LAYERS: list[tuple[str, ...]] = [
         "galley.runtime.out",
         "galley.runtime.guide",
         "galley.runtime.reading",
+        "galley.runtime.residency",
         "galley.runtime.arrival",
         "galley.runtime.job",
         "galley.runtime.queue",
@@ -64,6 +65,7 @@ PURE = (
     "galley.runtime.plan",
     "galley.runtime.job",
     "galley.runtime.reading",
+    "galley.runtime.residency",
     "galley.runtime.queue",
     "galley.runtime.policy",
     "galley.runtime.fairness",
@@ -177,7 +179,7 @@ def test_imports_only_what_is_declared(name: str) -> None:
     }
     allowed = {"galley", *DEPENDENCIES, *OPTIONAL, *sys.stdlib_module_names}
     allowed |= {"sklearn", "scipy"} if name.startswith("galley.evals") else set()
-    allowed |= {"genai_prices"} if name == "galley.economics.price" else set()
+    allowed |= {"genai_prices"} if name == "galley.economics.packaged" else set()
     assert not roots - allowed and not roots & NOWHERE, f"{name}: {sorted(roots - allowed)}"
 
 

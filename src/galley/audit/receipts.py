@@ -91,7 +91,7 @@ class ReceiptStore:
         self._clean = clean
         self._tell = tell
         self._queue: queue.SimpleQueue[Receipt | Flush] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._hurry, self._lock = threading.Event(), threading.Lock()
         self._unsaved: dict[str, Receipt] = {}
         self._parked: list[Receipt] = []
         self._writer: threading.Thread | None = None
@@ -125,6 +125,7 @@ class ReceiptStore:
                 return True
             mark = Flush()
             self._queue.put(mark)
+            self._hurry.set()
         return mark.done.wait(timeout)
 
     def replay(self) -> None:
@@ -140,6 +141,7 @@ class ReceiptStore:
             self._writer = None
             if writer is not None:
                 self._queue.put(Flush(last=True))
+                self._hurry.set()
         if writer is not None:
             writer.join()
 
@@ -163,19 +165,22 @@ class ReceiptStore:
                 return
 
     def _next_batch(self, marks: list[Flush]) -> list[Receipt]:
-        """Gather for up to ``batch_s`` after the first receipt; a mark ends the gathering at once."""
+        """Gather for ``batch_s`` after the first receipt; a mark ends that at once. Asleep meanwhile: being
+        woken by every receipt would take the interpreter's lock from the thread that answers requests."""
         batch: list[Receipt] = []
         try:
             item = self._queue.get(timeout=self._retry_s if self._parked else None)
-            end = time.monotonic() + self._batch_s
+            self._hurry.wait(0 if isinstance(item, Flush) else self._batch_s)
             while True:
                 if isinstance(item, Flush):
+                    if self._queue.empty():  # else another mark may be behind this one
+                        self._hurry.clear()
                     marks.append(item)
                     return batch
                 batch.append(item)
                 if len(batch) >= BATCH_ROWS:
                     return batch
-                item = self._queue.get(timeout=max(0.0, end - time.monotonic()))
+                item = self._queue.get_nowait()
         except queue.Empty:
             return batch
 
@@ -213,7 +218,9 @@ class ReceiptStore:
     @staticmethod
     def _row(receipt: Receipt) -> tuple[str, float, str, str, str | None, str]:
         body = encode(receipt)
-        r = msgspec.json.decode(body, type=Receipt)  # what was stored, should the text not have been Unicode
+        r = receipt
+        if not (r.id + r.model + (r.user or "")).isascii():
+            r = msgspec.json.decode(body, type=Receipt)  # what was stored, should it not have been Unicode
         return (r.id, r.created, r.model, r.status, r.user, body.decode())
 
     def _fail(self, batch: list[Receipt], why: str) -> None:

@@ -27,7 +27,7 @@ class Launched:
     """``with Launched(home, flags) as server``: ready when the block begins, stopped when it ends.
 
     Every setting comes from the flags, or is the default: the user's settings file is not read, and receipts
-    go to a folder that is removed. Environment variables are inherited, but flags win over them.
+    and ledger go to a folder that is removed. Environment variables are inherited, but flags win over them.
 
     Args:
         flags: of ``galley serve``; host and port are added.
@@ -51,7 +51,9 @@ class Launched:
         folder = Path(self._folder.name)
         self._log = folder / "stderr"
         settings = folder / "config.toml"
-        settings.write_text(f"[receipts]\npath = {str(folder / 'receipts.db')!r}\n", encoding="utf-8")
+        apart = f"[receipts]\npath = {str(folder / 'receipts.db')!r}\n"
+        apart += f"[ledger]\nurl = {'sqlite:///' + str(folder / 'ledger.db')!r}\n"
+        settings.write_text(apart, encoding="utf-8")
         code = START.format(root=str(Path(galley.__file__).resolve().parents[1]))
         words = ["--home", str(self._home), "--config", str(settings), "serve"]
         serve = [*words, "--host", "127.0.0.1", "--port", "0", *self.flags]

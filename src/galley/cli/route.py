@@ -7,6 +7,7 @@ import click
 
 from galley.cli.route_calibrate import calibrate
 from galley.cli.route_feedback import feedback
+from galley.cli.route_identity import identity
 from galley.cli.session import Session
 from galley.cli.terminal import print_json
 
@@ -33,6 +34,7 @@ def route() -> None:
 
 route.add_command(calibrate)
 route.add_command(feedback)
+route.add_command(identity)
 
 
 @route.command()

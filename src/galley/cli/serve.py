@@ -5,7 +5,11 @@ import click
 from galley.cli.session import ENGINE_FLAGS, Session, capture_option, settings_options
 
 SERVER_FLAGS: dict[str, tuple[str, str, str]] = {
-    "model": ("--model", "MODEL", "Model to serve: a name, an alias or a path."),
+    "model": (
+        "--model",
+        "MODEL",
+        "Model to serve: a name, an alias or a path; none serves the catalog's providers alone.",
+    ),
     "server.host": ("--host", "ADDRESS", "Address to bind; beyond loopback a key is required."),
     "server.port": ("--port", "PORT", "Port to bind; 0 picks a free one. Default: 7117."),
     "server.api_key": (
@@ -42,6 +46,8 @@ LOAD_FLAGS: dict[str, tuple[str, str, str]] = {
         "PAIRS",
         "Shares of the machine, such as alice=2,bob=0.5; others have 1.",
     ),
+    "engine.lora": ("--lora", "PAIRS", "LoRA adapters to serve, such as poet=/adapters/poet."),
+    "engine.lora_dirs": ("--lora-dirs", "DIRS", "Folders from which adapters may be loaded while serving."),
     "engine.journal": ("--journal", "FILE", "Write the scheduler's journal; it holds token ids."),
 }
 
@@ -56,8 +62,11 @@ def serve(session: Session) -> None:
     Runs in the foreground until Ctrl-C or SIGTERM, which let running answers finish.
     """
     config = session.config
-    # Named here, before anything is loaded: a missing model is exit code 3 at once.
-    session.store.resolve(config.model)
+    from galley.endpoint.serve import NO_MODEL
     from galley.endpoint.serve import serve as run_server
+
+    # Named here, before anything is loaded: a missing model is exit code 3 at once.
+    if config.model != NO_MODEL:
+        session.store.resolve(config.model)
 
     run_server(config)

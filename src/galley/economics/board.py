@@ -20,10 +20,12 @@ from typing import IO
 
 import msgspec
 
-__all__ = ["Board", "Progress"]
+__all__ = ["NOTE_BYTES", "Board", "Progress"]
 
-SLOT = struct.Struct("<40s4q")
-"""Reservation id, then prompt, cached, cache-write and completion tokens; 8-byte aligned."""
+SLOT = struct.Struct("<40s4qI948s")
+"""Reservation id; prompt, cached, cache-write and completion tokens, 8-byte aligned; a note with its length:
+1,024 bytes."""
+NOTE_BYTES = 948
 COUNTS = struct.Struct("<4q")
 COMPLETION = struct.Struct("<q")
 ID_BYTES = 40
@@ -38,6 +40,8 @@ class Progress(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     completion_tokens: int = 0
+    note: bytes = b""
+    """Whatever else was put down when the slot was taken."""
 
 
 class Board:
@@ -52,22 +56,29 @@ class Board:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{self.name}"
         self.path = folder / f"{self.name}.board"
         self._file: IO[bytes] = self.path.open("x+b")
-        # Locked before it is of any size: an empty file is nobody's to recover.
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._file.truncate(FIRST * SLOT.size)
-        self._map = mmap.mmap(self._file.fileno(), FIRST * SLOT.size)
+        try:
+            # Locked before it is of any size: an empty file is nobody's to recover.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fill(FIRST * SLOT.size)
+            self._map = mmap.mmap(self._file.fileno(), FIRST * SLOT.size)
+        except BaseException:
+            self._file.close()
+            self.path.unlink()
+            raise
         self._free = list(range(FIRST - 1, -1, -1))
         self._slots = FIRST
 
-    def take(self, id: str, prompt_tokens: int) -> int:
-        """A slot for a request, from now on recoverable. O(1)."""
+    def take(self, id: str, prompt_tokens: int, note: bytes = b"") -> int:
+        """A slot for a request, from now on recoverable. O(1). Raises OSError when it cannot grow."""
         name = id.encode()
         if not 0 < len(name) <= ID_BYTES:
             raise ValueError(f"{id!r} is no id of a reservation")
+        if len(note) > NOTE_BYTES:
+            raise ValueError(f"a note of {len(note)} bytes does not fit")
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        SLOT.pack_into(self._map, slot * SLOT.size, name, prompt_tokens, 0, 0, 0)
+        SLOT.pack_into(self._map, slot * SLOT.size, name, prompt_tokens, 0, 0, 0, len(note), note)
         return slot
 
     def note(self, slot: int, completion_tokens: int) -> None:
@@ -85,7 +96,7 @@ class Board:
 
     def free(self, slot: int) -> None:
         """Settled for good: nothing to recover."""
-        SLOT.pack_into(self._map, slot * SLOT.size, b"", 0, 0, 0, 0)
+        SLOT.pack_into(self._map, slot * SLOT.size, b"", 0, 0, 0, 0, 0, b"")
         self._free.append(slot)
 
     def close(self, *, remove: bool) -> None:
@@ -98,10 +109,16 @@ class Board:
 
     def _grow(self) -> None:
         size = self._slots * 2
-        self._file.truncate(size * SLOT.size)
+        self._fill((size - self._slots) * SLOT.size)
         self._map.resize(size * SLOT.size)
         self._free = list(range(size - 1, self._slots - 1, -1))
         self._slots = size
+
+    def _fill(self, count: int) -> None:
+        """Really written, not left as a hole: storing into a hole of a full disk would kill the process."""
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(bytes(count))
+        self._file.flush()
 
     @staticmethod
     def alive(path: Path) -> bool:
@@ -121,8 +138,9 @@ class Board:
         found: dict[str, Progress] = {}
         raw = path.read_bytes()
         for at in range(0, len(raw) - SLOT.size + 1, SLOT.size):
-            name, *counts = SLOT.unpack_from(raw, at)
+            name, *counts, length, note = SLOT.unpack_from(raw, at)
             id = name.rstrip(b"\0").decode("utf-8", "replace")
             if id:
-                found[id] = Progress(*counts)
+                prompt, cached, cache_write, completion = counts
+                found[id] = Progress(prompt, cached, cache_write, completion, note[:length])
         return found

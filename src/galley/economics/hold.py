@@ -9,6 +9,7 @@ import msgspec
 from galley.economics.acts import Extension, Grant, Opening, Rate, Settlement, Subject, Sunk
 from galley.economics.amount import Amount
 from galley.economics.bill import Bill, Rival, bill
+from galley.economics.board import NOTE_BYTES
 from galley.economics.ledger import Ledger
 from galley.economics.price import PriceVersion
 from galley.economics.store import LedgerUnavailable
@@ -67,6 +68,8 @@ class Hold:
         self._extends = 0
         self._lock = asyncio.Lock()
         self._completion = 0
+        self._later = False
+        """Nobody waits for the ledger: there is no limit."""
 
     def cap(self) -> tuple[str, int] | None:
         """The smallest output cap among its scopes, with the scope it comes from."""
@@ -107,31 +110,49 @@ class Hold:
             need=Amount(ask.pico, most, 1, 1),
             rate_tokens=ask.prompt_likely + ask.output_most,
             price=ask.price,
-            owner=self._ledger.board.owner,
+            owner=self._ledger.owner,
             now_us=now,
             day=datetime.fromtimestamp(now / 1e6, UTC).date().isoformat(),
             lease_us=now + self._ledger.lease_us,
             prompt_tokens=ask.prompt_likely,
         )
-        self._slot = self._ledger.board.take(self.id, ask.prompt_likely)
+        note = msgspec.json.encode(opening)
+        self._later = self._ledger.quiet and len(note) <= NOTE_BYTES
+        try:
+            board = self._ledger.board
+            self._slot = board.take(self.id, ask.prompt_likely, note if self._later else b"")
+        except (LedgerUnavailable, OSError) as error:
+            self._later = False
+            self._go_on_without(error)
         self._sent = True
         self._opening = opening  # before it is known to hold: a cancelled wait must be settled too
         try:
-            self.grant = await self._ledger.reserve(opening)
+            if self._later:
+                self._ledger.note(msgspec.structs.replace(opening, enforce=False))
+                scopes = self.subject.party.scopes()
+                self.grant = Grant(txn=f"{self.id}:reserve", subject=self.subject, scopes=scopes)
+            elif not self.unrecorded:
+                self.grant = await self._ledger.reserve(opening)
         except LedgerUnavailable as error:
-            if self._ledger.strict or self._ledger.rules.enforced:
-                self._drop()
-                raise
-            # Nothing may be refused by any limit: it runs, and is entered as a whole when it is settled.
-            self.unrecorded = True
-            self._ledger.fault = error.message
+            self._go_on_without(error)
         except Exception:
             self._drop()
             raise
         if self.grant is not None:
             self.subject = self.grant.subject
         self._held_pico = ask.pico
-        self._ledger.track(self.id, self._slot)
+        if self._slot is not None:
+            self._ledger.track(self.id, self._slot)
+
+    def _go_on_without(self, error: Exception) -> None:
+        """Where nothing may be refused by any limit it runs, and is entered as a whole when it is settled.
+        Raises LedgerUnavailable otherwise."""
+        if self._ledger.strict or self._ledger.rules.enforced:
+            self._drop()
+            if isinstance(error, LedgerUnavailable):
+                raise error
+            raise LedgerUnavailable(f"The ledger cannot be used: {error}", retry_after_s=1.0) from error
+        self.unrecorded = True
 
     def _drop(self) -> None:
         """It was refused: there is nothing to settle."""
@@ -211,7 +232,7 @@ class Hold:
             return
         self._settled = True
         opening, slot = self._opening, self._slot
-        assert opening is not None and slot is not None
+        assert opening is not None
         self._ledger.untrack(self.id)
         served = price or opening.price
         self.bill = bill(
@@ -240,10 +261,11 @@ class Hold:
             now_us=self._ledger.clock_us(),
             estimated=estimated,
             status=status,
-            opening=opening if self.unrecorded else None,
+            opening=opening if self.unrecorded or self._later else None,
         )
         self._slot = None
-        self._ledger.settle(settlement, releasing(self._ledger, slot))
+        later = self._later and self._ledger.quiet
+        self._ledger.settle(settlement, releasing(self._ledger, slot), later=later)
 
     @property
     def txn(self) -> str | None:
@@ -256,11 +278,12 @@ class Hold:
         return self.grant.rates if self.grant is not None else ()
 
 
-def releasing(ledger: Ledger, slot: int) -> Callable[[], None]:
+def releasing(ledger: Ledger, slot: int | None) -> Callable[[], None]:
     """Frees a slot of the board once its request is settled for good."""
 
     def free() -> None:
-        ledger.board.free(slot)
+        if slot is not None:
+            ledger.board.free(slot)
 
     return free
 

@@ -27,6 +27,8 @@ __all__ = ["Ledger"]
 GROUP = 256
 LEASE_S = 60.0
 RETRY_S = 1.0
+LINGER_S = 0.25
+"""How long acts that nobody waits for may gather. Until then the board has them."""
 
 
 def tell_stderr(line: str) -> None:
@@ -74,7 +76,6 @@ class Ledger:
         self.strict = strict
         self.clock_us = clock_us
         self.lease_us = int(lease_s * 1e6)
-        self.board = Board(folder)
         self.owed: list[Work] = []
         self.fault: str | None = None
         self.reaped = 0
@@ -83,17 +84,39 @@ class Ledger:
         self._tell = tell
         self._folder = folder
         self._queue: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self._later: list[Work] = []
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._reaper = Reaper(store, folder, self.board.owner, clock_us)
-        self._renew_at = self._reap_at = 0
+        self._board: Board | None = None
+        self._reaper: Reaper | None = None
+        self._renew_at = self._reap_at = self._read_at = 0
 
     @classmethod
     def at(cls, home: Path, url: str | None, *, strict: bool = False) -> "Ledger":
         """The ledger of a home, in the database of ``url`` or in a file of its own. Raises ConfigError."""
         return cls(Store(ledger_url(url, home)), home / "ledger.live", strict=strict)
+
+    @property
+    def board(self) -> Board:
+        """This process's, made on first use. Raises LedgerUnavailable."""
+        with self._lock:
+            if self._board is None:
+                try:
+                    self._board = Board(self._folder)
+                except OSError as error:
+                    raise LedgerUnavailable(f"{self._folder}: {error}", retry_after_s=1.0) from error
+                self._reaper = Reaper(self.store, self._folder, self._board.owner, self.clock_us)
+            return self._board
+
+    @property
+    def owner(self) -> str:
+        """The process, and its board where it has one."""
+        try:
+            return self.board.owner
+        except LedgerUnavailable:
+            return "no board"
 
     @property
     def rules(self) -> Rules:
@@ -115,8 +138,8 @@ class Ledger:
         if self._thread is not None:
             self._queue.put(Work(None))
             self._thread.join(timeout)
-        else:
-            self.board.close(remove=True)
+        elif self._board is not None:
+            self._board.close(remove=True)
 
     # ---- the event loop's side
 
@@ -128,10 +151,21 @@ class Ledger:
         """Hold more. Raises as ``reserve``."""
         return cast(Grant, await asyncio.wrap_future(self._put(extension)))
 
-    def settle(self, settlement: Settlement, after: Callable[[], None]) -> "Future[Settled | None]":
+    def settle(
+        self, settlement: Settlement, after: Callable[[], None], *, later: bool = False
+    ) -> "Future[Settled | None]":
         """Enter what a request cost; done exactly once, and tried until it is. ``after`` is called by the
-        ledger's thread once it is committed."""
-        return self._put(settlement, after)
+        ledger's thread once it is committed. ``later`` lets it wait for others."""
+        return self._put(settlement, after, later=later)
+
+    def note(self, opening: Opening) -> None:
+        """Open a reservation that no limit can refuse. It waits for others; the board has it meanwhile."""
+        self._put(opening, later=True)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no limit is set, so that nobody needs to wait for an answer."""
+        return self.store.read and self.rules.quiet and not self.strict and self.fault is None
 
     def track(self, id: str, slot: int) -> None:
         """Renew this reservation until ``untrack``."""
@@ -147,7 +181,9 @@ class Ledger:
         """Wait until everything put in so far has been tried."""
         await asyncio.wrap_future(self._put(None))
 
-    def _put(self, act: Act | None, after: Callable[[], None] | None = None) -> "Future[Any]":
+    def _put(
+        self, act: Act | None, after: Callable[[], None] | None = None, *, later: bool = False
+    ) -> "Future[Any]":
         work = Work(act, after)
         if act is None:
             work.act = Renewal(
@@ -157,8 +193,18 @@ class Ledger:
             work.done.set_exception(LedgerUnavailable("The ledger is closed.", retry_after_s=5.0))
             return work.done
         self.start()
-        self._queue.put(work)
+        if later:
+            with self._lock:
+                self._later.append(work)
+        else:
+            self._queue.put(work)
         return work.done
+
+    def _gathered(self) -> list[Work]:
+        """What waited for others, in order: before whatever comes by the queue."""
+        with self._lock:
+            later, self._later = self._later, []
+        return later
 
     # ---- the thread
 
@@ -168,28 +214,29 @@ class Ledger:
         while not last:
             group: list[Work] = []
             try:
-                group.append(self._queue.get(timeout=RETRY_S))
+                group.append(self._queue.get(timeout=LINGER_S))
                 while len(group) < GROUP:
                     group.append(self._queue.get_nowait())
             except queue.Empty:
                 pass
             last = any(work.act is None for work in group)
+            group = self._gathered() + group
             self._commit([work for work in group if work.act is not None])
             if not last:
-                self._tick()
+                self._tick(idle=not group)
+        self._commit(self._gathered())
         while True:  # whatever was put in behind the last one
             try:
                 self._commit([self._queue.get_nowait()])
             except queue.Empty:
                 break
         if self.owed:
-            self._tell(
-                f"{len(self.owed)} settlements are not entered; the next start does it from {self.board.path}"
-            )
-        self.board.close(remove=not self.owed and not self._open)
+            self._tell(f"{len(self.owed)} settlements are not entered; the next start does it")
+        if self._board is not None:
+            self._board.close(remove=not self.owed and not self._open)
         self.store.close()
 
-    def _tick(self, *, force: bool = False) -> None:
+    def _tick(self, *, force: bool = False, idle: bool = False) -> None:
         """What is done by the clock: owed settlements, renewals, the dead, and changed limits."""
         now = self.clock_us()
         try:
@@ -200,13 +247,17 @@ class Ledger:
                 self._renew(now)
             if force or now >= self._reap_at:
                 self._reap_at = now + self.lease_us // 2
+                owner = self.board.owner
+                assert self._reaper is not None and owner
                 found = self._reaper.reap()
                 self.reaped += found
                 if found:
                     self._tell(f"{found} requests of a process that ended without settling them are settled")
-            else:
+                self._well()
+            elif idle and now >= self._read_at:  # else the transactions have read them
+                self._read_at = now + int(RETRY_S * 1e6)
                 self.store.refresh()
-            self._well()
+                self._well()
         except Exception as error:  # the thread must live; what failed is tried again
             self._ill(error)
 

@@ -136,6 +136,8 @@ class Rules:
             rule.hard.any() for scope, rule in rules.items() if not scope.startswith("plan:")
         )
         """Whether there is any limit that may refuse a request."""
+        self.quiet = not rules
+        """Whether no rule has any effect on anybody."""
 
     def get(self, scope: str) -> Rule | None:
         """The rule set for exactly that scope, or the plan built in."""

@@ -54,32 +54,22 @@ class Page:
 
     def lock_reservations(self, ids: Iterable[str]) -> None:
         """Those that exist."""
-        table = schema.reservation
-        found = self._db.execute(
-            select(table).where(table.c.id.in_(sorted(set(ids)))).order_by(table.c.id).with_for_update()
-        )
+        found = self._db.execute(RESERVATIONS, {"ids": sorted(set(ids))})
         self.reservations = {row.id: dict(row._mapping) for row in found}
 
     def lock_gauges(self, keys: Sequence[tuple[str, str]]) -> None:
         """Counters, made where missing, locked in order. ``keys`` are sorted."""
         if not keys:
             return
-        table = schema.counter
-        wanted = (
-            select(table)
-            .where(tuple_(table.c.scope, table.c.span).in_(keys))
-            .order_by(table.c.scope, table.c.span)
-            .with_for_update()
-        )
-        self._gauge(wanted)
+        self._gauge(keys)
         missing = sorted(set(keys) - set(self.gauges))
         if missing:
             rows = [{"scope": scope, "span": span, **dict.fromkeys(COUNTED, 0)} for scope, span in missing]
-            self._db.execute(self._insert(table).on_conflict_do_nothing(), rows)
-            self._gauge(wanted)
+            self._db.execute(self._insert(schema.counter).on_conflict_do_nothing(), rows)
+            self._gauge(keys)
 
-    def _gauge(self, wanted: Any) -> None:
-        for row in self._db.execute(wanted):
+    def _gauge(self, keys: Sequence[tuple[str, str]]) -> None:
+        for row in self._db.execute(COUNTERS, {"keys": keys}):
             self.gauges[row.scope, row.span] = Gauge(
                 Amount(row.spent_pico, row.spent_tokens, row.spent_requests, row.spent_slots),
                 Amount(row.reserved_pico, row.reserved_tokens, row.reserved_requests, row.reserved_slots),
@@ -175,13 +165,13 @@ class Page:
             db.execute(self._insert(schema.price).on_conflict_do_nothing(), rows)
         fresh = [self.reservations[id] for id in sorted(self._fresh)]
         if fresh:
-            db.execute(schema.reservation.insert(), fresh)
+            db.execute(INSERTS["reservation"], fresh)
         changed = [self.reservations[id] for id in sorted(self._touched - self._fresh)]
         if changed:
             db.execute(RESERVATION_UPDATE, [bound(row) for row in changed])
         for name in ("txn", "line", "charge"):
             if self._new.get(name):
-                db.execute(schema.metadata.tables[name].insert(), self._new[name])
+                db.execute(INSERTS[name], self._new[name])
         dirty = [
             bound({"scope": scope, "span": span, **gauge.columns()})
             for (scope, span), gauge in sorted(self.gauges.items())
@@ -202,6 +192,20 @@ class Page:
             )
 
 
+# Built once: putting a statement together costs more than running it.
+RESERVATIONS = (
+    select(schema.reservation)
+    .where(schema.reservation.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(schema.reservation.c.id)
+    .with_for_update()
+)
+COUNTERS = (
+    select(schema.counter)
+    .where(tuple_(schema.counter.c.scope, schema.counter.c.span).in_(bindparam("keys", expanding=True)))
+    .order_by(schema.counter.c.scope, schema.counter.c.span)
+    .with_for_update()
+)
+INSERTS = {name: schema.metadata.tables[name].insert() for name in ("reservation", "txn", "line", "charge")}
 CHANGING = (
     *UNITS, "state", "lease_us", "extends", "prompt_tokens", "cached_tokens", "completion_tokens", "price",
     "sunk", "facts",

@@ -7,8 +7,8 @@ million tokens. A price that is not known is refused, or is the declared ceiling
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, time
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from datetime import date
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from galley.errors import ConfigError, GalleyError
 from galley.types import Usage
 
-__all__ = ["FREE", "KINDS", "PriceBook", "PriceVersion", "Quote", "UnknownPrice", "own_price"]
+__all__ = ["FREE", "KINDS", "PriceBook", "PriceVersion", "Quote", "Tier", "UnknownPrice", "own_price"]
 
 KINDS = ("input", "cached", "cache_write", "output")
 Quality = Literal["exact", "estimated", "ceiling", "own"]
@@ -28,6 +28,17 @@ class UnknownPrice(GalleyError):
     status = 503
     code = "unknown_price"
     exit_code = 5
+
+
+class Tier(msgspec.Struct, frozen=True, kw_only=True):
+    """Other prices, for the whole of a request whose prompt has more than ``above`` tokens."""
+
+    above: int
+    input: int
+    output: int
+    cached: int
+    cache_write: int
+    cache_write_1h: int | None = None
 
 
 class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +58,10 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
     """Of our own engines: what a line of a batch is charged, in ten-thousandths of these prices."""
     draft_saving: int = 0
     """Of our own engines: pico-dollars of machine time that an accepted draft token saves."""
+    cache_write_1h: int | None = None
+    """Of tokens written to a cache for an hour; None is ``cache_write``."""
+    tiers: tuple[Tier, ...] = ()
+    """By ``above``, ascending; the last that applies holds for every token."""
     valid_from: date = date.min
     quality: Quality = "exact"
 
@@ -61,6 +76,7 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
         if self.batch_points == 10_000:
             return self
         cut = {name: -(-getattr(self, name) * self.batch_points // 10_000) for name in (*KINDS, "request")}
+        # An own price has neither tiers nor lifetimes of caches: it is read by ``version``.
         return msgspec.structs.replace(self, id=f"{self.id}#batch", batch_points=10_000, **cut)
 
     @property
@@ -77,18 +93,30 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
         fresh = usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens
         if fresh < 0:
             raise ValueError(f"more cached tokens than prompt tokens: {usage}")
+        unit = self.at(usage.prompt_tokens)
+        hour = min(usage.cache_write_ttl.get("1h", 0), usage.cache_write_tokens)
+        hourly = unit.cache_write if unit.cache_write_1h is None else unit.cache_write_1h
         quantities = (
-            ("input", fresh, self.input),
-            ("cached", usage.cached_tokens, self.cached),
-            ("cache_write", usage.cache_write_tokens, self.cache_write),
-            ("output", usage.completion_tokens, self.output),
+            ("input", fresh, unit.input),
+            ("cached", usage.cached_tokens, unit.cached),
+            ("cache_write", usage.cache_write_tokens - hour, unit.cache_write),
+            ("cache_write_1h", hour, hourly),
+            ("output", usage.completion_tokens, unit.output),
             ("request", 1 if self.request else 0, self.request),
         )
         return [
-            {"kind": kind, "quantity": n, "unit_pico": unit, "pico": n * unit, "price_version": self.id}
-            for kind, n, unit in quantities
+            {"kind": kind, "quantity": n, "unit_pico": each, "pico": n * each, "price_version": self.id}
+            for kind, n, each in quantities
             if n
         ]
+
+    def at(self, prompt_tokens: int) -> "PriceVersion | Tier":
+        """What holds for a prompt of so many tokens."""
+        found: PriceVersion | Tier = self
+        for tier in self.tiers:
+            if prompt_tokens > tier.above:
+                found = tier
+        return found
 
     def price(self, usage: Usage) -> int:
         """Pico-dollars of a usage."""
@@ -100,7 +128,10 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
         expected = Usage(
             prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=max_tokens
         )
-        most = prompt_tokens * max(self.input, self.cache_write) + max_tokens * self.output + self.request
+        # With fewer tokens a lower tier may hold; a tier that is cheaper than the one below must not hide it.
+        may: list[PriceVersion | Tier] = [self, *(tier for tier in self.tiers if prompt_tokens > tier.above)]
+        dearest = max(max(unit.input, unit.cache_write, unit.cache_write_1h or 0) for unit in may)
+        most = prompt_tokens * dearest + max_tokens * max(unit.output for unit in may) + self.request
         return Quote(expected=self.price(expected), most=most, version=self.id, quality=self.quality)
 
 
@@ -130,7 +161,7 @@ class PriceBook:
     def __init__(self, *, ceiling: PriceVersion | None = None) -> None:
         self.ceiling = ceiling
         self._declared: dict[tuple[str, str], list[PriceVersion]] = {}
-        self._known: dict[tuple[str, str, date], PriceVersion | None] = {}
+        self._known: dict[tuple[str, str, date, tuple[tuple[str, str], ...]], PriceVersion | None] = {}
 
     def declare(self, provider: str, model: str, versions: Sequence[PriceVersion]) -> None:
         """Prices from the catalog. Raises ConfigError when two begin on the same day."""
@@ -145,13 +176,21 @@ class PriceBook:
         """Whether the catalog has a price for it."""
         return (provider, model) in self._declared
 
-    def find(self, provider: str, model: str, price_id: str | None, on: date) -> PriceVersion:
-        """The price in force on a day. Raises UnknownPrice."""
-        key = (provider, model, on)
+    def find(
+        self,
+        provider: str,
+        model: str,
+        price_id: str | None,
+        on: date,
+        context: tuple[tuple[str, str], ...] = (),
+    ) -> PriceVersion:
+        """The price in force on a day. ``context`` is how the provider is used, as ``genai-prices`` names it
+        (``processing`` = ``batch``, ``service_tier`` = ``flex``). Raises UnknownPrice."""
+        key = (provider, model, on, context)
         if key not in self._known:
             if len(self._known) > 4096:
                 self._known.clear()
-            self._known[key] = self._look(provider, model, price_id, on)
+            self._known[key] = self._look(provider, model, price_id, on, context)
         found = self._known[key] or self.ceiling
         if found is None:
             raise UnknownPrice(
@@ -160,69 +199,22 @@ class PriceBook:
             )
         return found
 
-    def _look(self, provider: str, model: str, price_id: str | None, on: date) -> PriceVersion | None:
+    def _look(
+        self,
+        provider: str,
+        model: str,
+        price_id: str | None,
+        on: date,
+        context: tuple[tuple[str, str], ...],
+    ) -> PriceVersion | None:
         current = [v for v in self._declared.get((provider, model), ()) if v.valid_from <= on]
         if current:
             return current[-1]
-        return None if price_id is None else packaged(price_id, model, on)
+        if price_id is None:
+            return None
+        from galley.economics.packaged import packaged
 
-
-def packaged(price_id: str, model: str, on: date) -> PriceVersion | None:
-    """A price from the ``genai-prices`` package, which is offline and dated; None where it has none.
-
-    Prices that depend on context length or the time of day are taken at their dearest and marked
-    ``estimated``. Raises ConfigError when the package is not installed.
-    """
-    try:
-        from genai_prices.data_snapshot import get_snapshot
-    except ImportError as error:
-        raise ConfigError(
-            "A provider of the catalog has a price_id, but the package genai-prices is not installed.",
-            hint="pip install 'galley[prices]'",
-        ) from error
-    return _from_snapshot(get_snapshot(), price_id, model, on)
-
-
-def _from_snapshot(snapshot: Any, price_id: str, model: str, on: date) -> PriceVersion | None:
-    try:
-        provider, info = snapshot.find_provider_model(model, None, price_id, None)
-    except LookupError:
-        return None
-    noon = datetime.combine(on, time(12), UTC)
-    quality: Quality = "exact"
-    tables = [info.get_prices(noon)]
-    if isinstance(info.prices, list) and any(hasattr(row.constraint, "start_time") for row in info.prices):
-        tables = [row.prices for row in info.prices]
-        quality = "estimated"
-    amounts: dict[str, int] = {}
-    for name, field in (
-        ("input", "input_mtok"),
-        ("output", "output_mtok"),
-        ("cached", "cache_read_mtok"),
-        ("cache_write", "cache_write_mtok"),
-    ):
-        seen: list[Decimal] = []
-        for table in tables:
-            value = getattr(table, field, None)
-            if value is not None and hasattr(value, "tiers"):
-                quality = "estimated"
-                seen += [value.base, *(tier.price for tier in value.tiers)]
-            elif value is not None:
-                seen.append(value)
-        if seen:
-            # Rounded up where a price is finer than a pico-dollar a token: never below the list.
-            amounts[name] = int((max(seen) * 1_000_000).to_integral_value(ROUND_CEILING))
-    if "input" not in amounts or "output" not in amounts:
-        return None
-    return PriceVersion(
-        id=f"genai-prices/{provider.id}/{info.id}@{on.isoformat()}",
-        input=amounts["input"],
-        output=amounts["output"],
-        cached=amounts.get("cached", amounts["input"]),
-        cache_write=amounts.get("cache_write", amounts["input"]),
-        valid_from=on,
-        quality=quality,
-    )
+        return packaged(price_id, model, on, context)
 
 
 def pico(text: object, what: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from galley.economics.acts import Settlement, Subject, Sunk
+from galley.economics.acts import Opening, Settlement, Subject, Sunk
 from galley.economics.amount import Amount
 from galley.economics.bill import bill
 from galley.economics.board import Board, Progress
@@ -54,6 +54,13 @@ class Reaper:
             elif row["lease_us"] < now:
                 owed.append(settlement(row, None, now, stale_us=now))
         done = 0
+        there = {act.id for act in owed}
+        for name in dead:  # what had not come as far as the database
+            for id, seen in progress[name].items():
+                if id not in there and seen.note:
+                    opening = msgspec.json.decode(seen.note, type=Opening)
+                    act = settlement(row_of(opening), seen, now, stale_us=None)
+                    owed.append(msgspec.structs.replace(act, opening=opening))
         for first in range(0, len(owed), EVERY):
             results = self._store.apply(owed[first : first + EVERY])
             done += sum(result is not None and getattr(result, "first", False) for result in results)
@@ -69,6 +76,16 @@ class Reaper:
             # An empty file is one just being made, not yet locked.
             return path.stat().st_size > 0 and not Board.alive(path)
         return False
+
+
+def row_of(opening: Opening) -> dict[str, Any]:
+    """What of a reservation is needed to settle it."""
+    return {
+        "id": opening.id,
+        "facts": msgspec.json.encode(opening.subject),
+        "price": msgspec.json.encode(opening.price),
+        "sunk": "[]",
+    }
 
 
 def settlement(

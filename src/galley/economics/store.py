@@ -231,6 +231,11 @@ class Store:
         return rules
 
     @property
+    def read(self) -> bool:
+        """Whether the rules were ever read."""
+        return self._rules is not None
+
+    @property
     def rules(self) -> Rules:
         """As last read."""
         return self._rules or Rules({})

@@ -12,10 +12,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from galley.audit.approvals import Approvals
+from galley.endpoint.adapters import AdapterPages
 from galley.endpoint.wire import Fields, parse_object
 from galley.errors import AuthenticationError, InvalidRequest, Overloaded, PayloadTooLarge
 from galley.providers.fleet import Fleet
 from galley.providers.resident import Resident
+from galley.router.router import Router
 
 __all__ = ["Admin"]
 
@@ -29,6 +31,7 @@ class Admin:
     Args:
         approvals: the queue of what waits for somebody's yes; None has no routes for it.
         load, unload: add a model of the store to the fleet, and take one away.
+        router: whose catalog adapters are entered in.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Admin:
         key: str | None,
         load: Callable[[str], Resident],
         unload: Callable[[str], Awaitable[None]],
+        router: Router,
         approvals: Approvals | None = None,
         max_body: int = 1 << 16,
     ) -> None:
@@ -45,6 +49,7 @@ class Admin:
         self._key = None if key is None else hashlib.sha256(key.encode()).digest()
         self._load = load
         self._unload = unload
+        self._adapters = AdapterPages(fleet, router, fields=self._fields, check=self._check)
         self._approvals = approvals
         self._max_body = max_body
 
@@ -61,6 +66,7 @@ class Admin:
             Route("/v1/admin/models/sleep", self.sleep, methods=["POST"]),
             Route("/v1/admin/models/wake", self.wake, methods=["POST"]),
             Route("/v1/admin/models/pin", self.pin, methods=["POST"]),
+            *self._adapters.routes(),
             *self._queue(),
         ]
 

@@ -36,6 +36,7 @@ from galley.endpoint.responses.create import Responses
 from galley.endpoint.responses.door import ResponseDoor
 from galley.endpoint.state import State
 from galley.endpoint.stored import StoredChat
+from galley.endpoint.straight import Straight
 from galley.endpoint.tokens import ApplyTemplate, CountTokens, Detokenize, Tokenize
 from galley.errors import GalleyError, InvalidRequest, NotFound
 from galley.providers.base import ModelCard
@@ -183,7 +184,9 @@ def build_app(
         return id
 
     return Access(
-        app,
+        Straight(
+            app, {"/v1/chat/completions": chat, "/v1/completions": completions, "/v1/messages": messages}
+        ),
         host=host,
         keys=keys,
         store=state.keys if state else None,
@@ -370,7 +373,7 @@ def shown(card: ModelCard) -> dict[str, Any]:
         "created": card.created,
         "owned_by": "galley",
         "root": card.id,
-        "parent": None,
+        "parent": card.parent,
         "max_model_len": card.context,
         "quantization": card.quantization,
         "location": card.location,

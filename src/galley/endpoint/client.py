@@ -17,6 +17,8 @@ from galley.errors import GalleyError, InvalidRequest, PayloadTooLarge, RequestT
 __all__ = ["Client", "DisconnectError", "error_headers", "wire_error"]
 
 Headers = list[tuple[bytes, bytes]]
+TELLS, LEFT = "galley.tells", "galley.left"
+"""Keys of a scope: the server calls ``scope[LEFT]()`` when the client leaves, if it set ``scope[TELLS]``."""
 
 DISCARD_LIMIT = 64 << 20
 """How much of an over-size body is read and thrown away so that the client gets to see the error."""
@@ -144,28 +146,35 @@ class Client:
 
         Streaming or not makes no difference. Returns normally when the client has gone.
         """
-        task = asyncio.ensure_future(work)
-        watch = asyncio.ensure_future(self._watch())
-        try:
-            await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        mine = asyncio.current_task()
+        assert mine is not None
+        over = False
+
+        def left(_: object = None) -> None:
             # Servers also report a disconnect once the response is complete: that is nobody leaving.
-            if not task.done() and not self.finished:
+            if not self.finished and not over:
                 self.gone = True
-                task.cancel()
-            try:
-                await task
-            except asyncio.CancelledError:
-                if not self.gone:
-                    raise
-            except (DisconnectError, OSError):
-                # A failed write is how a server tells of a client that left between two looks.
-                self.gone = True
+                mine.cancel()
+
+        watch: asyncio.Future[None] | None = None
+        if TELLS in self.scope:
+            self.scope[LEFT] = left
+        else:
+            watch = asyncio.ensure_future(self._watch())
+            watch.add_done_callback(left)
+        try:
+            await work
         except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait((task,))
-            raise
+            # Ours alone, or somebody's from outside as well?
+            if not self.gone or mine.uncancel():
+                raise
+        except (DisconnectError, OSError):
+            # A failed write is how a server tells of a client that left between two looks.
+            self.gone = True
         finally:
-            watch.cancel()
+            over = True
+            if watch is not None:
+                watch.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

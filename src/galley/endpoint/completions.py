@@ -35,13 +35,10 @@ class CompletionsDoor:
             raise UnsupportedParameter("'best_of' other than 'n' is not supported.", param="best_of")
         logprobs = fields.integer("logprobs", 0, 20)
         echo = fields.boolean("echo")
-        if echo and logprobs is not None:
-            # It would need the log-probabilities of the prompt's own tokens.
-            raise UnsupportedParameter("'logprobs' together with 'echo' is not supported.", param="logprobs")
         shared = common(fields, request_id=request_id, api=self.api, capture=capture, key=key)
         stream, include_usage = read_stream(fields)
         structure, path = read_structure(fields)
-        params = sampling(fields, logprobs=logprobs, structure=structure)
+        params = sampling(fields, logprobs=logprobs, structure=structure, least=0)
         if len(prompts) * params.n > MAX_PROMPTS:
             message = f"{len(prompts)} prompts with n = {params.n} make more than {MAX_PROMPTS} choices."
             raise invalid(message, "prompt", "array_above_max_length")

@@ -1,6 +1,7 @@
 """A SQLite file of this home: WAL, a schema version, one connection behind a lock."""
 
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ class Database:
 
     def exists(self) -> bool:
         """Whether there is a file yet."""
-        return self._db is not None or self.path.exists()
+        return self._db is not None or os.path.exists(self.path)  # asked on every request
 
     def close(self) -> None:
         """Idempotent; the next use opens again."""

@@ -1,5 +1,6 @@
 """Prometheus text, written by hand: vLLM's names, so that its dashboards work, fed from receipts and load."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
 from galley.providers.base import Load
@@ -85,13 +86,9 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """O(bounds)."""
+        """O(log bounds)."""
         self.sum += value
-        for place, bound in enumerate(self.bounds):
-            if value <= bound:
-                self.counts[place] += 1
-                return
-        self.counts[-1] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
 
     def lines(self, name: str, model: str) -> Iterable[str]:
         """Cumulative buckets, sum and count."""
@@ -113,7 +110,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._histograms: dict[tuple[str, str], Histogram] = {}
-        self._counters: dict[tuple[str, str], float] = {}
+        self._counters: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
     def observe(self, receipt: Receipt) -> None:
         """Count one request. A request that found no model counts under the model name ``""``."""
@@ -155,7 +152,7 @@ class Metrics:
 
     def count(self, name: str, by: float = 1, **pairs: str) -> None:
         """Add to a counter."""
-        key = (name, labels(**pairs))
+        key = (name, tuple(pairs.items()))
         self._counters[key] = self._counters.get(key, 0) + by
 
     def time(self, name: str, model: str, value: float) -> None:
@@ -181,11 +178,12 @@ class Metrics:
         for name, value in gauges.items():
             out.append(f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}")
             out.append(f"{name} {value}")
-        for name in dict.fromkeys(name for name, _ in sorted(self._counters)):
+        counters = sorted((n, labels(**dict(pairs)), value) for (n, pairs), value in self._counters.items())
+        for name in dict.fromkeys(name for name, _, _ in counters):
             out.append(f"# TYPE {name} counter")
             out += [
                 f"{n}{pairs} {value:g}" if value < 1e6 else f"{n}{pairs} {value!r}"
-                for (n, pairs), value in sorted(self._counters.items())
+                for n, pairs, value in counters
                 if n == name
             ]
         for name, (words, _) in HISTOGRAMS.items():

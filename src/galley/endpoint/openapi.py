@@ -93,7 +93,7 @@ SCHEMAS: dict[str, Schema] = {
         prompt={"anyOf": [TEXT, array(TEXT, minItems=1), array(WHOLE), array(array(WHOLE), minItems=1)]},
         echo=maybe(YES),
         logprobs=ranged("integer", 0, 20),
-        **SAMPLING,
+        **{**SAMPLING, "max_tokens": maybe({"type": "integer", "minimum": 0})},
     ),
     "EmbeddingRequest": obj(
         "model input",

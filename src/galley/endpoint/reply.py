@@ -93,6 +93,7 @@ class Gathered:
         self.warnings: list[str] = []
         self.ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.prompt: list[TokenLogprob] | None = None
         self.finish: str | None = None
         self.stop: str | int | None = None
 
@@ -104,6 +105,7 @@ class Gathered:
             self.calls.setdefault(piece.index, []).append(piece)
         self.ids.extend(delta.token_ids)
         self.logprobs.extend(delta.logprobs or ())
+        self.prompt = delta.prompt_logprobs if self.prompt is None else self.prompt
         self.finish, self.stop = delta.finish, delta.stop
 
     def message(self) -> dict[str, Any]:
@@ -291,10 +293,13 @@ class CompletionReply(Common):
             self._opened.add(delta.index)
             text = self._echo(delta.index) + text
         ids = self.options.return_token_ids and (delta.token_ids or first)
-        if not (text or delta.logprobs or ids or delta.finish):
+        scored = delta.prompt_logprobs is not None
+        if not (text or delta.logprobs or ids or delta.finish or scored):
             return b""
         out = self.prefix + b'{"index":%d,"text":' % delta.index + encode(text) + b',"logprobs":'
-        out += encode(self._logprobs(delta.index, delta.logprobs)) if delta.logprobs else b"null"
+        told = delta.logprobs or scored
+        entries = delta.logprobs or []
+        out += encode(self._logprobs(delta.index, entries, delta.prompt_logprobs)) if told else b"null"
         out += b',"finish_reason":' + encode(delta.finish)
         if delta.finish is not None:
             out += b',"stop_reason":' + encode(delta.stop)
@@ -310,7 +315,9 @@ class CompletionReply(Common):
             choice: dict[str, Any] = {
                 "index": index,
                 "text": self._echo(index) + "".join(all_of.text),
-                "logprobs": self._logprobs(index, all_of.logprobs) if self.wants_logprobs else None,
+                "logprobs": self._logprobs(index, all_of.logprobs, all_of.prompt)
+                if self.wants_logprobs
+                else None,
                 "finish_reason": all_of.finish,
                 "stop_reason": all_of.stop,
             }
@@ -324,19 +331,32 @@ class CompletionReply(Common):
         echo = self.answer.prepared.echo
         return echo[index // self.answer.prepared.params.n] if echo else ""
 
-    def _logprobs(self, index: int, entries: list[TokenLogprob]) -> dict[str, Any]:
+    def _logprobs(
+        self, index: int, entries: list[TokenLogprob], prompt: list[TokenLogprob] | None = None
+    ) -> dict[str, Any]:
         """The legacy shape: parallel lists. Offsets count characters of the choice's text, echo included.
 
         A token that is part of a character is spelt ``bytes:\\xf0\\x9f``, as vLLM has it, and lies where its
-        character begins.
+        character begins. With ``prompt``, the scores of an echoed prompt's tokens but the first, these come
+        before; nothing goes before a first token, so it has none (null).
         """
         decoder = self._decoders.setdefault(index, codecs.getincrementaldecoder("utf-8")("replace"))
         shows_special = not self.answer.prepared.params.skip_special_tokens
         tokens: list[str] = []
         offsets: list[int] = []
-        tops: list[dict[str, float]] = []
+        tops: list[dict[str, float] | None] = []
+        values: list[float | None] = [finite(entry.logprob) for entry in entries]
         place = self._offset.get(index, len(self._echo(index)))
-        for entry in entries:
+        own = len(entries)
+        if prompt is not None:
+            first = TokenLogprob(self.prompt_ids(index)[0], 0.0, 0)
+            entries = [first, *prompt, *entries]
+            values = [None, *(finite(entry.logprob) for entry in prompt), *values]
+            place = 0
+        for number, entry in enumerate(entries):
+            if number == len(entries) - own and prompt is not None:
+                place = len(self._echo(index))  # a special token of the prompt may not be in its text
+                decoder.reset()
             (text, raw), *others = spelling(entry, self.answer.provider.token)
             name = spelt(text, raw)
             tokens.append(name)
@@ -348,10 +368,12 @@ class CompletionReply(Common):
             pairs = list(zip(others, entry.top, strict=True))
             top = {spelt(*one): finite(value) for one, (_, value) in reversed(pairs)}
             tops.append({**dict(reversed(top.items())), name: finite(entry.logprob)})
-        self._offset[index] = place
+        if prompt is not None:
+            tops[0] = None
+        self._offset[index] = max(place, len(self._echo(index)))
         return {
             "tokens": tokens,
-            "token_logprobs": [finite(e.logprob) for e in entries],
+            "token_logprobs": values,
             "top_logprobs": tops if self.answer.prepared.params.logprobs else None,
             "text_offset": offsets,
         }

@@ -1,6 +1,7 @@
 """``galley serve``: the socket, the loading, the signals, and the way out."""
 
 import asyncio
+import gc
 import signal
 import sys
 import threading
@@ -28,6 +29,7 @@ from galley.endpoint.keys import KeyStore
 from galley.endpoint.listener import bind
 from galley.endpoint.ollama.facts import FactsBook
 from galley.endpoint.ollama.routes import ollama_routes
+from galley.endpoint.opening import open_entry
 from galley.endpoint.protocol import Listener, Protocol
 from galley.endpoint.state import Keeping, State
 from galley.errors import ConfigError, GalleyError, Overloaded
@@ -35,10 +37,11 @@ from galley.model.families import spec_from_gguf
 from galley.model.gguf import GGUF
 from galley.model.model import Model
 from galley.model.store import Entry, Store
+from galley.providers.adapters import Adapters
 from galley.providers.base import ModelCard
 from galley.providers.fit import plan_fit
 from galley.providers.fleet import Fleet
-from galley.providers.opened import EngineOptions, Opened, disk_options
+from galley.providers.opened import Opened, options_of
 from galley.providers.remote import RemoteProvider
 from galley.providers.resident import Resident
 from galley.router.catalog import Catalog
@@ -51,6 +54,9 @@ DRAIN_S = 30.0
 """How long running answers may go on after SIGTERM."""
 LINGER_S = 5.0
 """How long the last bytes may take to reach a client after that; then its connection is cut."""
+NO_MODEL = "none"
+"""The model that stands for no engine here, only other servers."""
+SWITCH_S = 0.0005
 WATCH_S = 1.0
 """How often the catalog's file and the failed upstreams are looked at."""
 
@@ -62,7 +68,8 @@ def say(line: str) -> None:
 
 
 def serve(config: Config) -> None:
-    """Serve ``config.model`` until SIGTERM or Ctrl-C, then finish what runs and return (exit code 0).
+    """Serve ``config.model`` until SIGTERM or Ctrl-C, then finish what runs and return (exit code 0). The
+    model ``none`` is no engine: only the catalog's providers are served.
 
     The socket answers at once (``/health`` 200, ``/ready`` 503) while the model loads in a thread.
 
@@ -71,40 +78,34 @@ def serve(config: Config) -> None:
     keys = KeyStore(config.home / "keys.db")
     check_bind(config.server.host, config.server.api_key, keys)
     keys.close()
-    entry = Store(config.home).resolve(config.model)
-    server = Server(config, entry, lambda: open_entry(config, entry, None))
+    if config.model == NO_MODEL:
+        # The receipts' thread and the loop's share the interpreter: a request waits half a millisecond
+        # for its turn instead of five. Engines have threads of their own, so there it stays as it is.
+        sys.setswitchinterval(SWITCH_S)
+        server = Server(config, None, None)
+    else:
+        entry = Store(config.home).resolve(config.model)
+        server = Server(config, entry, lambda: open_entry(config, entry, None))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(server.run())
-
-
-def open_entry(config: Config, entry: Entry, kept: Model | None) -> Opened:
-    """A model of the store, running as the settings say; ``kept`` is its file, when that is open already."""
-    return Opened(
-        entry.path,
-        entry.name,
-        options_of(config),
-        model=kept,
-        disk=disk_options(config),
-        costs=config.home / "cost",
-        measure=True,
-    )
-
-
-def options_of(config: Config) -> EngineOptions:
-    """The engine's part of the settings."""
-    return EngineOptions(**{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__})
 
 
 class Server:
     """One serving process.
 
     Args:
-        open_model: makes the running model; called in a thread.
+        entry, open_model: the model served from the start, and what makes it run, called in a thread; None
+            for both serves the catalog's providers alone.
         drain_s: how long running answers may go on after the signal.
     """
 
     def __init__(
-        self, config: Config, entry: Entry, open_model: Callable[[], Opened], *, drain_s: float = DRAIN_S
+        self,
+        config: Config,
+        entry: Entry | None,
+        open_model: Callable[[], Opened] | None,
+        *,
+        drain_s: float = DRAIN_S,
     ) -> None:
         self.config = config
         self._open_model = open_model
@@ -119,7 +120,10 @@ class Server:
             idle_s=config.server.idle_s or None,
             sizes=self._size_of,
         )
-        self._aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
+        aliases: dict[str, str] = {}
+        if entry is not None:
+            aliases = {name: entry.name for name in (config.model, *entry.aliases) if name != entry.name}
+        self._aliases = aliases
         self._own = own_price(config.ledger.local_price)
         catalog = self._read_catalog()
         kept = config.ledger
@@ -133,6 +137,12 @@ class Server:
         )
         if catalog is not None:
             self._outside = open_providers(catalog, secret)
+        if entry is None and not self._outside:
+            raise ConfigError(
+                "Without a model of its own this server needs providers, and no catalog names any.",
+                param="router.catalog",
+                hint="docs/ROUTING.md, The catalog",
+            )
         keeping = config.state
         self.state = State(
             config.home,
@@ -164,6 +174,7 @@ class Server:
                 key=config.server.admin_key,
                 load=self._add,
                 unload=self._remove,
+                router=self.router,
                 approvals=self.warden.queue,
                 max_body=config.server.max_body,
             ),
@@ -180,6 +191,7 @@ class Server:
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=5,
             )
@@ -223,7 +235,7 @@ class Server:
                 task.cancel()
             await loading
             await self.state.stop()
-            await self._settle()
+            await self._listener.settle(LINGER_S)
             for provider in self._outside:
                 provider.close()
             await self.fleet.close()
@@ -240,6 +252,9 @@ class Server:
 
     async def _load(self) -> None:
         try:
+            if self._open_model is None or self._entry is None:
+                self._open_doors(None)
+                return
             opened = await asyncio.to_thread(self._open_model)
             for note in opened.notes:
                 say(note)
@@ -251,27 +266,31 @@ class Server:
             self.router.fail(str(error))
             self._leave(self._close())
 
-    def _open_doors(self, first: Resident) -> None:
+    def _open_doors(self, first: Resident | None) -> None:
         """Take requests, unless a signal came first. Raises what a wrong catalog or model name raises."""
-        self.fleet.add(first)
+        if first is not None:
+            self.fleet.add(first)
         if self.router.state != "loading":
             return
         for provider in self._outside:
             self.router.catalog.add(provider)
-        self.router.catalog.add(first)
+        if first is not None:
+            self.router.catalog.add(first)
         for name in self.config.server.models:
             self._add(name)
-        self.router.add(first)
+        self.router.add(self._outside[0] if first is None else first)
         if self.state.runner is not None:
             self.state.runner.wake()
+        gc.collect()
+        gc.freeze()  # what is here now stays: collections need not look at it again
         spent = time.monotonic() - self._began
         say(f"ready after {spent:.2f} s at {self.url}/v1; receipts in {self.config.receipts.path}")
         if self.scribe is not None:
             say(f"audit log: {self.scribe.log.size} entries in {self.scribe.log.folder}")
 
-    def _opener(self, entry: Entry) -> Callable[[Model | None], Opened]:
-        def opener(kept: Model | None) -> Opened:
-            opened = open_entry(self.config, entry, kept)
+    def _opener(self, entry: Entry) -> Callable[[Model | None, Adapters | None], Opened]:
+        def opener(kept: Model | None, had: Adapters | None) -> Opened:
+            opened = open_entry(self.config, entry, kept, had)
             try:
                 self.router.catalog.check_weights(entry.name, opened.provider.digests.weights)
             except ConfigError:
@@ -377,17 +396,5 @@ class Server:
 
         Cut before uvicorn would cancel them: a lost connection is an end that leaves a receipt.
         """
-        await self._settle()
+        await self._listener.settle(LINGER_S)
         self._listener.should_exit = True
-
-    async def _settle(self) -> None:
-        state = self._listener.server_state
-        end = time.monotonic() + LINGER_S
-        while state.tasks and time.monotonic() < end:
-            await asyncio.sleep(0.02)
-        if not state.tasks:
-            return
-        for connection in list(state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
-        await asyncio.wait(state.tasks, timeout=LINGER_S)

@@ -243,6 +243,9 @@ class Simulation:
                 return
         unit = task.unit
         if unit is not None:
+            if task.next is not None and task.next.held.taken and task.next.ready >= task.next.held.end:
+                # Its successor is taken away before it served: another is found while there is time.
+                task.next, unit.leaving = None, False
             if not unit.leaving and (unit.held.taken or unit.held.end - at <= AHEAD_S):
                 unit.leaving = True
                 rest = task.left - self._progress(unit, need)

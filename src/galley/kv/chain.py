@@ -14,10 +14,19 @@ MEMORY_ONLY = ("tier", "memory")
 
 
 def namespace(
-    model: str, *, tenant: str, salt: str | None = None, epoch: int = 0, memory_only: bool = False
+    model: str,
+    *,
+    tenant: str,
+    salt: str | None = None,
+    epoch: int = 0,
+    memory_only: bool = False,
+    adapter: str | None = None,
 ) -> Namespace:
-    """The extras of one job's blocks (KV-5): weights and numerics, tenant, salt, epoch (KV-10)."""
+    """The extras of one job's blocks (KV-5): weights and numerics, tenant, adapter with its
+    revision (LRA-2), salt, epoch (KV-10)."""
     extras = [("model", model), ("ns", tenant)]
+    if adapter:
+        extras.append(("lora", adapter))
     if salt:
         extras.append(("salt", salt))
     if epoch:

@@ -1,13 +1,16 @@
 """The Provider seam: where a request can run, and what it must leave behind for the receipt."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from galley.audit.assemble import Metered
 from galley.runtime.guide import Grammar
 from galley.types import CacheHint, Choice, Delta, Digests, FinishReason, Pooling, Request, SamplingParams
+
+if TYPE_CHECKING:
+    from galley.model.adapter import Adapter
 
 __all__ = ["Load", "Meter", "ModelCard", "Prepared", "Provider", "Run"]
 
@@ -23,6 +26,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str = ""
     chat: bool = True
     """Whether a chat template is there."""
+    parent: str | None = None
+    """The model that an adapter adapts."""
     embedding: bool = True
     """Whether it gives embeddings."""
     location: str = "local"
@@ -157,6 +162,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     """The grammar that every choice is kept to."""
     banned: tuple[int, ...] = ()
     """Ids never drawn."""
+    adapter: "Adapter | None" = None
+    """What is added to the model's weights."""
     pooling: Pooling | None = None
     """How an embedding is pooled."""
     pooling_note: str = ""

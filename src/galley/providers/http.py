@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -53,8 +54,7 @@ class Connection(asyncio.Protocol):
     # ---- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         sock = transport.get_extra_info("socket")
         if sock is not None:
             with contextlib.suppress(OSError):
@@ -244,11 +244,20 @@ class Pool:
         A kept-alive connection that the other side closed before it said anything is replaced by a new one,
         once: it was closed for idleness, and the request carries an Idempotency-Key if it is a POST.
         """
-        head = [f"{method} {self.base}{path} HTTP/1.1", f"host: {self._authority}"]
-        head += [f"{name}: {value}" for name, value in headers.items()]
+        lines = [f"{method} {self.base}{path} HTTP/1.1\r\nhost: {self._authority}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         if body or method == "POST":
-            head.append(f"content-length: {len(body)}")
-        data = "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body
+            lines.append(f"content-length: {len(body)}")
+        return await self._send("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
+
+    async def post(self, path: str, fixed: bytes, idempotency: str, body: bytes) -> Reply:
+        """``request`` of a POST whose headers but two are always the same: ``fixed``, as lines each with its
+        end. Raises Upstream."""
+        first = f"POST {self.base}{path} HTTP/1.1\r\nhost: {self._authority}\r\n"
+        last = f"idempotency-key: {idempotency}\r\ncontent-length: {len(body)}\r\n\r\n"
+        return await self._send(first.encode("latin-1") + fixed + last.encode("latin-1") + body)
+
+    async def _send(self, data: bytes) -> Reply:
         while True:
             connection = self._take()
             reused = connection is not None

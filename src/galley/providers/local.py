@@ -15,6 +15,7 @@ import msgspec
 from galley import __version__
 from galley.errors import BadModelFile, ContextLengthExceeded, InvalidRequest
 from galley.model.model import Model
+from galley.providers.adapters import Adapters
 from galley.providers.base import Load, Meter, ModelCard, Prepared
 from galley.providers.breakpoints import cache_hint
 from galley.providers.localrun import LocalRun
@@ -39,9 +40,18 @@ class LocalProvider:
         engine: started by the caller, who also closes it.
         context: tokens served, prompt and completion together; default (and most): the engine's.
         created: Unix seconds shown by ``/v1/models``.
+        adapters: those of this model that requests may name.
     """
 
-    def __init__(self, model: Model, engine: Engine, *, context: int | None = None, created: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        engine: Engine,
+        *,
+        context: int | None = None,
+        created: int = 0,
+        adapters: Adapters | None = None,
+    ) -> None:
         self.name = "local"
         self.model = model
         self.engine = engine
@@ -61,21 +71,26 @@ class LocalProvider:
         self.toolbox = Toolbox(model, Compiler(model.tokenizer, model.spec.vocab))
         every = "|".join(msgspec.structs.astuple(self.digests))
         self.fingerprint = "fp_" + hashlib.sha256(every.encode()).hexdigest()[:16]
-        self.cards: Sequence[ModelCard] = [
-            ModelCard(
-                id=model.name,
-                context=self.context,
-                created=created,
-                quantization=main_type(model),
-                chat=model.template is not None,
-                embedding=model.embedding.pooling is not None,
-                served_by=f"local:{model.name}@cpu",
-            )
-        ]
+        self.adapters = adapters or Adapters()
+        self._card = ModelCard(
+            id=model.name,
+            context=self.context,
+            created=created,
+            quantization=main_type(model),
+            chat=model.template is not None,
+            embedding=model.embedding.pooling is not None,
+            served_by=f"local:{model.name}@cpu",
+        )
+
+    @property
+    def cards(self) -> Sequence[ModelCard]:
+        """The model, then its adapters."""
+        return [self._card, *self.adapters.cards(self._card)]
 
     async def prepare(self, request: Request) -> Prepared:
         """See ``Provider.prepare``. Adds the seed when the request has none, and each prompt's room."""
         params = request.params
+        adapter = self.adapters.find(request.model)
         open_names = {
             name: self.model.defaults[name] for name in request.left_open if name in self.model.defaults
         }
@@ -129,6 +144,7 @@ class LocalProvider:
             echo=echo,
             compiled=compiled,
             banned=self.toolbox.banned(request),
+            adapter=adapter,
             pooling=pooling,
             pooling_note="" if pooling is None else self.model.embedding.note(pooling),
         )
@@ -142,7 +158,7 @@ class LocalProvider:
 
     async def start(self, prepared: Prepared, meter: Meter) -> LocalRun:
         """See ``Provider.start``. Job ids are ``<request id>/<choice>``."""
-        run = LocalRun(self.engine, self.model, self.toolbox, prepared, meter)
+        run = LocalRun(self.engine, self.model, self.toolbox, prepared, meter, adapters=self.adapters)
         await run.begin()
         return run
 

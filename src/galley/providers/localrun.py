@@ -7,7 +7,9 @@ from typing import Unpack
 import msgspec
 
 from galley.errors import EngineFault
+from galley.model.adapter import Adapter
 from galley.model.model import Model
+from galley.providers.adapters import Adapters
 from galley.providers.base import Meter, Prepared
 from galley.providers.choice import ChoiceText
 from galley.providers.outbox import Outbox
@@ -34,7 +36,14 @@ class LocalRun:
     """
 
     def __init__(
-        self, engine: Engine, model: Model, toolbox: Toolbox, prepared: Prepared, meter: Meter
+        self,
+        engine: Engine,
+        model: Model,
+        toolbox: Toolbox,
+        prepared: Prepared,
+        meter: Meter,
+        *,
+        adapters: Adapters,
     ) -> None:
         self._engine = engine
         self._model = model
@@ -45,10 +54,15 @@ class LocalRun:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = asyncio.Event()
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._adapters = adapters
+        self._uses: Adapter | None = None
 
     async def begin(self) -> None:
         """Submit every choice. Raises what the engine raises at submission, with nothing left running."""
         n = self._prepared.params.n
+        if (adapter := self._prepared.adapter) is not None:
+            self._adapters.use(adapter)
+            self._uses = adapter
         for index in range(self._prepared.count):
             job = f"{self._prepared.request.id}/{index}"
             self._tasks[job] = asyncio.create_task(self._pump(job, index, index // n, index % n))
@@ -78,6 +92,9 @@ class LocalRun:
             _, deaf = await asyncio.wait(left, timeout=STOP_TIMEOUT)
             for task in deaf:
                 task.cancel()
+        if self._uses is not None:
+            used, self._uses = self._uses, None
+            self._adapters.done(used)
 
     async def _pump(self, job: str, index: int, number: int, lane: int) -> None:
         """Read one choice to its end, whatever happens to the reader. Never raises but for cancellation."""
@@ -170,5 +187,6 @@ class LocalRun:
             urgent=request.service_tier == "priority",
             max_queue_s=request.max_queue_s,
             max_total_s=request.max_total_s,
+            adapter=self._prepared.adapter,
         )
         return {**common, **more}

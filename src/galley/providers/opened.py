@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from galley.config import Config
 from galley.errors import ConfigError
 from galley.kv.disk import DiskStore
 from galley.model.model import Model
+from galley.providers.adapters import Adapters
 from galley.providers.local import LocalProvider
 from galley.runtime.backend import native_missing, open_backend
 from galley.runtime.cost import CostModel
@@ -24,7 +26,7 @@ from galley.runtime.memory import kv_bytes_per_token, plan_memory, size
 from galley.runtime.processors import Processors
 from galley.runtime.tier import DiskOptions
 
-__all__ = ["EngineOptions", "Opened", "disk_options", "memory_available"]
+__all__ = ["EngineOptions", "Opened", "disk_options", "memory_available", "options_of"]
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,14 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_wait_s: float = 0.0
     tenant_weights: tuple[tuple[str, float], ...] = ()
     journal: Path | None = None
+    lora_dirs: tuple[Path, ...] = ()
+    max_loras: int = 8
+    max_lora_rank: int = 64
+
+
+def options_of(config: Config) -> EngineOptions:
+    """The engine's part of the settings."""
+    return EngineOptions(**{name: getattr(config.engine, name) for name in EngineOptions.__struct_fields__})
 
 
 def disk_options(config: Config) -> DiskOptions | None:
@@ -119,6 +129,7 @@ class Opened:
         model: the open file, when it is kept open between runs; then the caller closes it.
         costs: folder of measured cost models; the one that fits is used. None: no cost model.
         measure: where none fits, measure in idle time and keep it there.
+        lora: adapters to load at once, by name. adapters: those that were loaded when it ran before.
         threaded: start the engine's own thread; without it the caller drives ``engine.turn``.
 
     Attributes:
@@ -139,6 +150,8 @@ class Opened:
         costs: Path | None = None,
         measure: bool = False,
         threaded: bool = True,
+        lora: Sequence[tuple[str, Path]] = (),
+        adapters: Adapters | None = None,
     ) -> None:
         with contextlib.ExitStack() as opened:
             self.model = model or Model.open(path, name)
@@ -197,6 +210,7 @@ class Opened:
                 max_wait_s=options.max_wait_s or None,
                 weights=dict(options.tenant_weights),
                 journal=journal,
+                adapters=options.max_loras,
                 disk=disk,
                 cost=known.model,
                 measure=partial(_keep, book) if measure and book is not None else None,
@@ -204,7 +218,13 @@ class Opened:
             opened.callback(self.engine.close)
             if threaded:
                 self.engine.start()
-            self.provider = LocalProvider(self.model, self.engine, created=int(time.time()))
+            if adapters is None:
+                adapters = Adapters(allowed=options.lora_dirs, max_rank=options.max_lora_rank)
+                for called, place in lora:
+                    adapters.add(adapters.read(called, place, spec))
+            self.provider = LocalProvider(
+                self.model, self.engine, created=int(time.time()), adapters=adapters
+            )
             card = self.provider.cards[0]
             self.bytes = path.stat().st_size + memory.kv_bytes
             self.memory = memory

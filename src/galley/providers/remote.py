@@ -21,7 +21,7 @@ from galley.providers.sse import Events
 from galley.runtime.meter import JobMeter
 from galley.types import Delta, Digests, Request, Usage
 
-__all__ = ["RemoteProvider"]
+__all__ = ["RemoteProvider", "RemoteRun"]
 
 MAX_REPLY = 32 << 20
 BUFFERED = 64
@@ -74,6 +74,8 @@ class RemoteProvider:
             **dialect.headers(key),
             **(headers or {}),
         }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in self._headers.items())
+        self._fixed = lines.encode("latin-1")
         self._health_path = health_path
         self._running = 0
 
@@ -113,7 +115,7 @@ class RemoteProvider:
     async def send(self, request: Request, idempotency: str) -> Reply:
         """One POST. Raises Upstream."""
         path, body = self.dialect.encode(request, self._models[request.model][0])
-        return await self.pool.request("POST", path, {**self._headers, "idempotency-key": idempotency}, body)
+        return await self.pool.post(path, self._fixed, idempotency, body)
 
     async def healthy(self, timeout_s: float) -> bool:
         """Whether the server answers its models page with anything below 500 within ``timeout_s``."""
@@ -235,6 +237,11 @@ class RemoteRun:
                     raise self._fault("cut", error.message) from error
         finally:
             self._settle()
+
+    @property
+    def over(self) -> bool:
+        """Whether the reply was read to its end, so that ``stop`` has nothing to wait for."""
+        return self._done
 
     async def stop(self) -> None:
         """See ``Run.stop``: cuts the connection unless the reply was read to its end."""

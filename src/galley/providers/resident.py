@@ -9,6 +9,7 @@ import msgspec
 
 from galley.errors import Overloaded
 from galley.model.model import Model
+from galley.providers.adapters import Adapters
 from galley.providers.base import Load, Meter, ModelCard, Prepared, Run
 from galley.providers.local import LocalProvider
 from galley.providers.opened import Opened
@@ -61,7 +62,7 @@ class Resident:
     Belongs to one event loop. Everything slow happens in threads.
 
     Args:
-        open_model: opens it in a thread, given the file when that is still open.
+        open_model: opens it in a thread, given the file when that is still open, and the adapters it had.
         wake_s: longest that a request waits for the model.
         drain_s: longest that sleep waits for the requests in hand, before it is called off.
     """
@@ -69,7 +70,7 @@ class Resident:
     def __init__(
         self,
         card: ModelCard,
-        open_model: Callable[[Model | None], Opened],
+        open_model: Callable[[Model | None, Adapters | None], Opened],
         room: Room,
         *,
         opened: Opened | None = None,
@@ -99,13 +100,16 @@ class Resident:
         self.clock = clock
         self._lock = asyncio.Lock()
         self._kept: Model | None = None
+        self._adapters: Adapters | None = None if opened is None else opened.provider.adapters
         self._rousing: asyncio.Task[None] | None = None
         self._digests = Digests() if opened is None else opened.provider.digests
         self._fingerprint = "" if opened is None else opened.provider.fingerprint
 
     @property
     def cards(self) -> Sequence[ModelCard]:
-        return [self.card] if self.opened is None else self.opened.provider.cards
+        if self.opened is not None:
+            return self.opened.provider.cards
+        return [self.card, *(self._adapters.cards(self.card) if self._adapters is not None else ())]
 
     @property
     def digests(self) -> Digests:
@@ -114,6 +118,11 @@ class Resident:
     @property
     def fingerprint(self) -> str:
         return self._fingerprint
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """Adapters of this model, also while it sleeps; None before it was first opened."""
+        return self._adapters
 
     async def awake(self) -> LocalProvider:
         """The running model; wakes it if it sleeps (SLP-3).
@@ -143,10 +152,11 @@ class Resident:
             await self._room.make(self)
             before, self.state = self.clock(), "waking"
             try:
-                self.opened = await asyncio.to_thread(self._open, self._kept)
+                self.opened = await asyncio.to_thread(self._open, self._kept, self._adapters)
             finally:
                 self.state = "asleep" if self.opened is None else "awake"
             self.level = 0
+            self._adapters = self.opened.provider.adapters
             self.last_used = self.clock()
             self.opening_s = self.last_used - before
             self._digests, self._fingerprint = self.opened.provider.digests, self.opened.provider.fingerprint

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from galley.audit.assemble import add_usage, assemble
 from galley.errors import GalleyError, Upstream
 from galley.providers.base import Meter, ModelCard, Prepared, Provider, Run
+from galley.providers.remote import RemoteRun
 from galley.router.attempts import Pursuit, Won
 from galley.router.decision import Decision
 from galley.router.judged import Cascading
@@ -132,11 +133,15 @@ class Answer:
 
     def usage(self) -> Usage:
         """Tokens so far; final once ``deltas`` has ended."""
+        if self.receipt is not None:
+            return self.receipt.usage
         return add_usage(self._meter.jobs, self._meter.choices(), max(1, self.request.params.n))
 
     async def _settle(self, error: BaseException | None) -> None:
         try:
-            if self._run is not None:
+            if isinstance(self._run, RemoteRun) and self._run.over:
+                await self._run.stop()  # which waits for nobody
+            elif self._run is not None:
                 # Shielded: a second cancellation must not keep the meters from arriving.
                 await asyncio.shield(asyncio.ensure_future(self._run.stop()))
         finally:
@@ -161,9 +166,11 @@ class Answer:
             health.failures += 1
             health.breaker.cut()
         elif error is None and self._decision is not None:
-            usage = self.usage()
-            tokens = usage.prompt_tokens + usage.completion_tokens
-            self._router.chooser.remember(self._decision.facts.session, won.candidate, tokens)
+            session = self._decision.facts.session
+            if session is not None:
+                usage = self.usage()
+                tokens = usage.prompt_tokens + usage.completion_tokens
+                self._router.chooser.remember(session, won.candidate, tokens)
 
     def _finish(self, error: BaseException | None) -> None:
         """Make and record the receipt. A fault of this very code is shouted, never raised over the answer."""
@@ -174,7 +181,8 @@ class Answer:
         status = self._status(error, prepared)
         served = self._served
         try:
-            money = self.purse.settle(self.usage(), served, status=status, estimated=self._meter.estimated)
+            usage = self.usage()
+            money = self.purse.settle(usage, served, status=status, estimated=self._meter.estimated)
             self.receipt = assemble(
                 receipt_id=self.receipt_id,
                 request=self.request,
@@ -192,7 +200,7 @@ class Answer:
                 output_ids=self._meter.output_ids(),
                 attempts=self._pursuit.attempts if self._pursuit is not None else (),
                 price_lines=[
-                    *(self.purse.price(served.candidate).lines(self.usage()) if served is not None else ()),
+                    *(self.purse.price(served.candidate).lines(usage) if served is not None else ()),
                     *(self._cascade.lines if self._cascade is not None else ()),
                     *self.purse.lines,
                 ],

@@ -54,6 +54,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     lacks: frozenset[str] = frozenset()
     """Capabilities of the model that this provider cannot carry."""
     price_id: str = ""
+    price_context: tuple[tuple[str, str], ...] = ()
     format: str = ""
     """Wire format, as ``providers.carries`` knows it; none for our own engines."""
 
@@ -199,6 +200,7 @@ class Catalog:
                     # Log-probabilities are asked for unasked (cascades): only where they are declared.
                     lacks=frozenset(lacks | ({"logprobs"} - set(self.models[offer.model].capabilities))),
                     price_id=table.price_id,
+                    price_context=tuple(sorted(table.price_context.items())),
                     format="openai-extended" if table.kind == "openai" and table.extended else table.kind,
                 )
             )
@@ -247,7 +249,7 @@ class Catalog:
             declared = self.prices.declared(offer.provider, offer.wire)
             if not declared:
                 return self.own
-        return self.prices.find(offer.provider, offer.wire, offer.price_id or None, on)
+        return self.prices.find(offer.provider, offer.wire, offer.price_id or None, on, offer.price_context)
 
     def provider(self, name: str) -> Provider | None:
         """The running provider of that name."""

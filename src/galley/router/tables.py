@@ -69,6 +69,8 @@ class ProviderTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     key_file: str = ""
     price_id: str = ""
     """Provider id in genai-prices, e.g. ``openai``."""
+    price_context: dict[str, str] = {}
+    """How it is used, where that changes its prices: ``{ service_tier = "flex" }``, as genai-prices says."""
     extended: bool = False
     newer_limit: bool = False
     headers: dict[str, str] = {}

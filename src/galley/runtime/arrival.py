@@ -1,12 +1,15 @@
 """What comes to the engine: the terms a job is submitted on, and its way into the scheduler."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from galley.kv.chain import Namespace
 from galley.runtime.guide import Guide
 from galley.runtime.reading import Reading
 from galley.types import CacheHint
+
+if TYPE_CHECKING:
+    from galley.model.adapter import Adapter
 
 __all__ = ["Arrival", "Terms"]
 
@@ -22,7 +25,7 @@ class Terms(TypedDict, total=False):
         max_queue_s, max_total_s: seconds until it must be started, and over (CAN-5).
         cache: what it asks of the prefix cache.
         guide: the choice's own grammar state. banned: the ids never drawn.
-        reading: what it wants of its prompt's rows.
+        reading: what it wants of its prompt's rows. adapter: what is added to the weights for it.
     """
 
     lane: int
@@ -36,6 +39,7 @@ class Terms(TypedDict, total=False):
     guide: Guide | None
     banned: tuple[int, ...]
     reading: Reading | None
+    adapter: "Adapter | None"
 
 
 class Arrival(NamedTuple):

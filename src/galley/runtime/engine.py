@@ -56,6 +56,7 @@ class Engine:
         cost: what a step takes, where known (``runtime.cost``).
         measure: without ``cost``, measure it in the first idle second of the engine's thread; the model is
             then handed to this function, to keep it.
+        adapters: most LoRA adapters in the backend at once.
         clock: monotonic seconds.
     """
 
@@ -78,6 +79,7 @@ class Engine:
         pace: Pace | None = None,
         cost: CostModel | None = None,
         measure: Callable[[CostModel], None] | None = None,
+        adapters: int = 8,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backend = backend
@@ -95,6 +97,7 @@ class Engine:
             weights=weights,
             journal=journal,
             cost=cost,
+            adapters=adapters,
         )
         self._probe = IdleProbe(self.scheduler, backend, found=measure) if measure and not cost else None
         self.loop = Loop(self.scheduler, backend, clock=clock, arrivals=self._arrivals)
@@ -171,7 +174,7 @@ class Engine:
         enter: Callable[[], object] = partial(
             scheduler.submit, job_id, prompt, params, self._clock(), checked=True, **terms
         )
-        space = scheduler.namespace(tenant, terms.get("salt"), cache)
+        space = scheduler.namespace(tenant, terms.get("salt"), cache, terms.get("adapter"))
         reads = terms.get("reading") is not None
         arrival = Arrival(job_id, tenant, enter, prompt, space, cache, reads)
         self._queue(arrival, on_step, terms.get("max_queue_s"))
@@ -241,6 +244,10 @@ class Engine:
     def finish(self, job_id: str) -> None:
         """End a job well, with ``stop``: its text contains a stop string. Otherwise as ``cancel``."""
         self._tell(job_id, True)
+
+    def forget_adapter(self, digest: str) -> None:
+        """Give an adapter's slot back before the next step, unless a job holds it. Any thread."""
+        self.scheduler.residency.gone.append(digest)
 
     def stats(self) -> EngineStats:
         """Cheap; from any thread."""

@@ -1,10 +1,12 @@
 """Intake: waiting jobs become running ones."""
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from galley.kv.tree import Node
+from galley.runtime.arrival import Terms
 from galley.runtime.job import URGENT, Job, State
+from galley.types import SamplingParams
 
 if TYPE_CHECKING:
     from galley.runtime.plan import Plan
@@ -23,6 +25,27 @@ class Intake:
 
     def __init__(self, scheduler: "Scheduler") -> None:
         self.scheduler = scheduler
+
+    def job(self, job_id: str, prompt: list[int], params: SamplingParams, now: float, terms: Terms) -> Job:
+        """A job on these terms, not queued yet."""
+        it, cache = self.scheduler, terms.get("cache")
+        tenant = terms.get("tenant", "local")
+        own: dict[str, Any] = {name: value for name, value in terms.items() if name not in ("salt", "cache")}
+        job = Job(
+            job_id,
+            prompt,
+            params,
+            eos=it.eos,
+            context=it.admission.room,
+            sequence=0,
+            now=now,
+            namespace=it.namespace(tenant, terms.get("salt"), cache, terms.get("adapter")),
+            **own,
+        )
+        if cache is not None:  # whole blocks are kept
+            size = it.block_size
+            job.meter.cache_ends = tuple((end // size * size, ttl_s) for end, ttl_s in cache.ends)
+        return job
 
     def admit(self, plan: "Plan", now: float, before: int, rival: Job | None = None) -> None:
         """Start waiting jobs while there is room; with a ``rival``, only those whose turn is before its.
@@ -62,6 +85,8 @@ class Intake:
                 if stuck or missed >= it.policy.look:
                     return
                 continue
+            if job.adapter is not None and not it.residency.hold(job.adapter):
+                continue  # LRA-5: it waits for a slot, and nobody waits for it
             self._start(job, path, now)
             plan.add(job, self.most(job, plan))
 

@@ -1,6 +1,7 @@
 """The job: the engine's only mutable per-request object."""
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from galley.errors import GalleyError
 from galley.kv.chain import Namespace
@@ -9,6 +10,9 @@ from galley.runtime.guide import Guide
 from galley.runtime.meter import JobMeter
 from galley.runtime.reading import Reading
 from galley.types import FinishReason, SamplingParams
+
+if TYPE_CHECKING:
+    from galley.model.adapter import Adapter
 
 __all__ = ["URGENT", "Job", "State"]
 
@@ -49,12 +53,14 @@ class Job:
         pending: output tokens that the grammar forced before anything was drawn; they go out with the first
             draw.
         banned: ids never drawn.
+        adapter: what is added to the model's weights for it, or None.
         reading: what it wants of its prompt's rows beside the one it draws from, or None.
         draws: whether anything is to be drawn at all (``max_tokens`` is not 0).
     """
 
     __slots__ = (
         "accounted_at",
+        "adapter",
         "ban",
         "banned",
         "computed",
@@ -110,6 +116,7 @@ class Job:
         guide: Guide | None = None,
         banned: tuple[int, ...] = (),
         reading: Reading | None = None,
+        adapter: "Adapter | None" = None,
     ) -> None:
         self.id = id
         self.tokens = list(prompt)
@@ -145,6 +152,7 @@ class Job:
         self.guide = guide
         self.banned = banned
         self.reading = reading
+        self.adapter = adapter
         self.draws = self.limit > len(prompt)
         self.pending: list[int] = []
         if guide is not None:

@@ -109,6 +109,17 @@ class Heard:
         self.guide.rollback(count)
 
 
+class Named(msgspec.Struct, frozen=True):
+    """An adapter of which only the name is known: weights are no part of a journal."""
+
+    name: str
+    digest: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}@{self.digest}"
+
+
 class Told:
     """A guide that says again what was heard; where a draw has no words left, the guide had failed there."""
 
@@ -170,11 +181,13 @@ class Recorded(Scheduler):
         if heard is not None:
             terms["guide"] = heard
         job = super().submit(job_id, prompt, params, now, checked=checked, **terms)
-        plain = {name: value for name, value in terms.items() if name not in ("guide", "reading")}
+        plain = {name: value for name, value in terms.items() if name not in ("guide", "reading", "adapter")}
         reading = terms.get("reading")
         event = {"event": "submit", "now": now, "job": job_id, "prompt": prompt, "params": params}
         begun = {} if heard is None else {"begun": heard.said.pop()[0]}
-        reads = {} if reading is None else {"reads": reading.kind}
+        reads: dict[str, Any] = {} if reading is None else {"reads": reading.kind}
+        if (adapter := terms.get("adapter")) is not None:
+            reads["adapter"] = {"name": adapter.name, "digest": adapter.digest}
         self.journal.write({**event, "terms": plain, **begun, **reads})
         return job
 
@@ -234,6 +247,7 @@ PLAIN = (
     "max_queue",
     "max_wait_s",
     "model_key",
+    "adapters",
 )
 """Options of a Scheduler that are numbers or text."""
 
@@ -280,6 +294,8 @@ def replay(lines: Iterable[bytes | str], *, policy: Policy | None = None) -> Rep
                     terms["banned"] = tuple(terms["banned"])
                 if "begun" in event:
                     terms["guide"] = Told(event["begun"])
+                if "adapter" in event:
+                    terms["adapter"] = Named(**event["adapter"])
                 if "reads" in event:
                     terms["reading"] = reading_of(event["reads"], len(event["prompt"]))
                 scheduler.submit(event["job"], event["prompt"], params, now, checked=True, **terms)

@@ -56,7 +56,11 @@ class Loop:
             cost = scheduler.cost
             predicted = plan.predicted = None if cost is None else cost.predict(*shape_of(plan))
             began = self.clock()
+            moves = scheduler.residency.moves()
             try:
+                while moves:
+                    backend.place_adapter(*moves[0])
+                    del moves[0]
                 rows = self.rows(plan)
                 draws = self.mask(plan) if rows.out else None
                 try:
@@ -76,6 +80,7 @@ class Loop:
                 fault.__cause__ = error
             except BaseException:  # Ctrl-C offline: leave a scheduler that can go on
                 scheduler.fail(plan, EngineFault("the step was interrupted"), self.clock())
+                scheduler.residency.lost(moves)
                 raise
             if predicted is not None and fault is None:
                 self.forecast.note(predicted, self.clock() - began)
@@ -86,6 +91,7 @@ class Loop:
             else:
                 self.faults += 1
                 scheduler.fail(plan, fault, self.clock())
+                scheduler.residency.lost(moves)
         return scheduler.take()
 
     def rows(self, plan: Plan) -> Rows:
@@ -98,12 +104,14 @@ class Loop:
             drawn = end == len(tokens) and job.draws
             if job.reading is None:
                 rows.add(tokens[start:end], start, job.table.blocks, 1 if drawn else 0)
-                continue
-            first, last = job.reading.span(start, end)
-            rows.add(tokens[start:end], start, job.table.blocks, 0)
-            rows.read(first, last, states=job.reading.states)
-            if drawn:
-                rows.read(end - 1, end, states=False)
+            else:
+                first, last = job.reading.span(start, end)
+                rows.add(tokens[start:end], start, job.table.blocks, 0)
+                rows.read(first, last, states=job.reading.states)
+                if drawn:
+                    rows.read(end - 1, end, states=False)
+            if job.adapter is not None:
+                rows.adapt(self.scheduler.residency.slot(job.adapter))
         return rows
 
     def mask(self, plan: Plan) -> Draws:

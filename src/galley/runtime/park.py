@@ -70,8 +70,10 @@ def park(scheduler: Scheduler, job_id: str, now: float) -> Parked:
         raise NotFound(f"There is no job {job_id[:100]!r} to park.", param="job_id")
     if job.guide is not None:
         raise InvalidRequest("A request with structured output cannot be parked.", param="job_id")
-    if job.reading is not None:
-        raise InvalidRequest("A request that reads its prompt cannot be parked.", param="job_id")
+    if job.reading is not None or job.adapter is not None:
+        raise InvalidRequest(
+            "A request with an adapter, or one that reads its prompt, cannot be parked.", param="job_id"
+        )
     parked = Parked.of(job)
     scheduler.park(job, now)
     return parked

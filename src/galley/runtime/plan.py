@@ -76,10 +76,12 @@ class Rows:
     array (logits, Draws, Drawn) belongs to ``out[r]``. ``states`` likewise lists the tokens whose final
     hidden states are wanted; one token may be in both.
 
+    ``adapters[s]`` is the slot of sequence ``s``'s adapter, -1 for none; it ends with the last that has one.
+
     All arrays are int32 (typecode ``i``).
     """
 
-    __slots__ = ("block_start", "blocks", "context", "out", "seq_start", "states", "tokens")
+    __slots__ = ("adapters", "block_start", "blocks", "context", "out", "seq_start", "states", "tokens")
 
     def __init__(self) -> None:
         self.tokens = array("i")
@@ -89,6 +91,7 @@ class Rows:
         self.block_start = array("i", [0])
         self.out = array("i")
         self.states = array("i")
+        self.adapters = array("i")
 
     def add(self, tokens: Sequence[int], context: int, blocks: Sequence[int], outputs: int) -> None:
         """Append one sequence; logits are wanted for its last ``outputs`` tokens (0 for a prompt chunk)."""
@@ -105,6 +108,12 @@ class Rows:
             self.out.append(end - 1)
         elif outputs:
             self.out.extend(range(end - outputs, end))
+
+    def adapt(self, slot: int) -> None:
+        """The sequence just added has the adapter in this slot."""
+        last = len(self) - 1
+        self.adapters.extend([-1] * (last - len(self.adapters)))
+        self.adapters.append(slot)
 
     def read(self, first: int, last: int, *, states: bool) -> None:
         """Of the sequence just added, want states or logits of the positions ``first .. last - 1``."""

@@ -1,7 +1,7 @@
 """The scheduler: jobs in, plans out. Pure Python; time and results are arguments (SCH-9)."""
 
 from collections import Counter
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from galley.errors import GalleyError, InvalidRequest
 from galley.kv import chain
@@ -24,7 +24,11 @@ from galley.runtime.policy import Policy
 from galley.runtime.preemption import Preemption
 from galley.runtime.queue import Queue, urgent_tokens
 from galley.runtime.rate import ServiceRate
+from galley.runtime.residency import Residency
 from galley.types import CacheHint, FinishReason, SamplingParams
+
+if TYPE_CHECKING:
+    from galley.model.adapter import Adapter
 
 __all__ = ["Scheduler"]
 
@@ -44,6 +48,7 @@ class Scheduler:
             are expected to wait; beyond it submit is refused (``Gate``).
         model_key: separates prefix trees of different weights or numerics (KV-5).
         fairness: counters and weights of the tenants.
+        adapters: most LoRA adapters in the backend at once (LRA-1).
         costs: constants for the meters. cost: what a step takes, where known; may be set later.
     """
 
@@ -65,6 +70,7 @@ class Scheduler:
         fairness: Fairness | None = None,
         max_wait_s: float | None = None,
         cost: CostModel | None = None,
+        adapters: int = 8,
     ) -> None:
         for name, value in (("token_budget", token_budget), ("max_jobs", max_jobs), ("chunk", chunk)):
             if value is not None and value < 1:
@@ -88,6 +94,7 @@ class Scheduler:
         self.intake = Intake(self)
         self.preemption = Preemption(self)
         self.deadlines = Deadlines()
+        self.residency = Residency(adapters)
         self.running: dict[Job, None] = {}
         self.slots: Counter[str] = Counter()  # of running jobs, by tenant
         self.jobs: dict[str, Job] = {}
@@ -121,10 +128,19 @@ class Scheduler:
         """Whether a job waits or runs."""
         return bool(self.jobs)
 
-    def namespace(self, tenant: str, salt: str | None, cache: CacheHint | None) -> chain.Namespace:
+    def namespace(
+        self, tenant: str, salt: str | None, cache: CacheHint | None, adapter: "Adapter | None" = None
+    ) -> chain.Namespace:
         """With whom a job shares its prefixes: same weights, tenant, salt and epoch (KV-5, KV-10)."""
         apart = cache is not None and cache.memory_only
-        return chain.namespace(self.model_key, tenant=tenant, salt=salt, epoch=self.epoch, memory_only=apart)
+        return chain.namespace(
+            self.model_key,
+            tenant=tenant,
+            salt=salt,
+            epoch=self.epoch,
+            memory_only=apart,
+            adapter=None if adapter is None else adapter.key,
+        )
 
     def new_epoch(self) -> None:
         """Weights, an adapter or the KV dtype changed: nothing cached so far matches again (KV-10).
@@ -155,29 +171,7 @@ class Scheduler:
         if not checked:
             self.admission.refuse(prompt, params)
             self.gate.admit(tenant, terms.get("max_queue_s"), now=now, running=len(self.running))
-        cache = terms.get("cache")
-        job = Job(
-            job_id,
-            prompt,
-            params,
-            eos=self.eos,
-            context=self.admission.room,
-            sequence=0,
-            now=now,
-            namespace=self.namespace(tenant, terms.get("salt"), cache),
-            lane=terms.get("lane", 0),
-            tenant=tenant,
-            priority=terms.get("priority", 0),
-            urgent=terms.get("urgent", False),
-            max_queue_s=terms.get("max_queue_s"),
-            max_total_s=terms.get("max_total_s"),
-            guide=terms.get("guide"),
-            banned=terms.get("banned", ()),
-            reading=terms.get("reading"),
-        )
-        if cache is not None:  # whole blocks are kept
-            size = self.block_size
-            job.meter.cache_ends = tuple((end // size * size, ttl_s) for end, ttl_s in cache.ends)
+        job = self.intake.job(job_id, prompt, params, now, terms)
         self.enter(job, now)
         return job
 
@@ -377,6 +371,8 @@ class Scheduler:
     def stop(self, job: Job) -> None:
         """Take a job out of those that run; its blocks are given back by the caller."""
         del self.running[job]
+        if job.adapter is not None:
+            self.residency.drop(job.adapter)
         self.slots[job.tenant] -= 1
         if not self.slots[job.tenant]:
             del self.slots[job.tenant]

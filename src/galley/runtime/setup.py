@@ -30,6 +30,7 @@ def build_scheduler(
     weights: Mapping[str, float] | None = None,
     journal: Journal | None = None,
     cost: CostModel | None = None,
+    adapters: int = 8,
 ) -> Scheduler:
     """A scheduler of the backend's sizes.
 
@@ -63,4 +64,5 @@ def build_scheduler(
             spec, weight_bytes=backend.weight_bytes, kv_bytes_per_token=backend.kv_bytes_per_token
         ),
         cost=cost,
+        adapters=adapters,
     )

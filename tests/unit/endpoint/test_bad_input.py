@@ -132,7 +132,6 @@ COMPLETION_CASES = [
     ({"best_of": 3}, "best_of", "unsupported_parameter"),
     ({"logprobs": 21}, "logprobs", "integer_above_max_value"),
     ({"logprobs": True}, "logprobs", "invalid_type"),
-    ({"echo": True, "logprobs": 1}, "logprobs", "unsupported_parameter"),
     ({"max_tokens": -5}, "max_tokens", "integer_below_min_value"),
 ]
 

@@ -209,3 +209,17 @@ def test_retry_after_in_every_form():
 
 def test_share_is_exact():
     assert share(10, [1, 1, 1]) == [4, 3, 3] and share(5, [0, 0]) == [5, 0] and share(0, [3]) == [0]
+
+
+def test_a_provider_answers_under_the_loop_that_serves():
+    """uvloop's transports are no asyncio.Transport by inheritance; the server runs on it."""
+    uvloop = pytest.importorskip("uvloop")
+
+    async def exchange():
+        async with MockUpstream() as up:
+            reply = await Pool(up.url).request("GET", "/models", {})
+            return reply.status, await reply.read(1 << 20)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status, body = runner.run(exchange())
+    assert status == 200 and body

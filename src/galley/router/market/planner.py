@@ -133,7 +133,7 @@ class Planner:
         if need.deadline is not None:
             fastest = min(match.lot.done(need, at) for match in firm) if firm else need.deadline
             slack = need.deadline - fastest
-        safe = [match for match in options if self._is_safe(match.lot, need, slack, firm, at)]
+        safe = [match for match in options if self._is_safe(match.lot, need, slack, firm, at=at, on=on)]
         if not safe:
             # Every choice may be late: the one that is done first does least harm.
             soonest = min(options, key=lambda match: (match.lot.done(need, at), match.pico))
@@ -147,9 +147,12 @@ class Planner:
         until = min(at + self._look_s, need.deadline)
         return Wait(until, f"expected to fall from {best.pico} to {point.pico} pico-dollars")
 
-    def _is_safe(self, lot: Lot, need: Need, slack: int, firm: list[Match], at: int) -> bool:
+    def _is_safe(self, lot: Lot, need: Need, slack: int, firm: list[Match], *, at: int, on: str) -> bool:
+        start_s = 0 if lot.id == on else lot.start_s
+        if need.deadline is not None and at + start_s + lot.lasts(need) > need.deadline:
+            return False
         if not lot.preemptible:
-            return need.deadline is None or lot.done(need, at) <= need.deadline
+            return True
         room = sum(self.desk.free(each.lot, at, at + 1) for each in firm)
         if room <= self.desk.exposed():
             return False

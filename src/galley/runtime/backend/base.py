@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from galley.model.adapter import Adapter
+
 
 class Backend(Protocol):
     """One loaded model with its KV arena on one device.
@@ -52,6 +54,13 @@ class Backend(Protocol):
 
     def logits(self) -> "npt.NDArray[np.float32]":
         """Copy of the last run's logits, float32 [len(rows.out), vocab]. For tests and evaluation."""
+        ...
+
+    def place_adapter(self, slot: int, adapter: "Adapter | None") -> None:
+        """Put an adapter's weights into a slot, copied, for the steps to come; None empties it.
+
+        Raises EngineFault when they do not fit the model.
+        """
         ...
 
     def states(self) -> "npt.NDArray[np.float32]":

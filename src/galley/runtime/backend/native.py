@@ -11,6 +11,7 @@ from galley.runtime.plan import Drawn, Draws, Rows
 from galley.runtime.processors import Processors
 
 if TYPE_CHECKING:
+    from galley.model.adapter import Adapter
     from galley.model.gguf import GGUF
 
 KERNEL_REVISION = 6
@@ -106,6 +107,7 @@ class NativeBackend:
                 rows.block_start,
                 rows.out,
                 rows.states,
+                rows.adapters,
             )
         except (ValueError, RuntimeError, MemoryError) as e:
             raise EngineFault(f"native step failed: {e}") from e
@@ -147,6 +149,13 @@ class NativeBackend:
         out = np.empty((self._model.outputs, self.spec.vocab), np.float32)
         self._model.logits(out)
         return out
+
+    def place_adapter(self, slot: int, adapter: "Adapter | None") -> None:
+        """See ``Backend.place_adapter``."""
+        try:
+            self._model.set_adapter(slot, {} if adapter is None else adapter.pairs)
+        except (ValueError, RuntimeError, MemoryError, TypeError) as e:
+            raise EngineFault(f"placing an adapter failed: {e}") from e
 
     def states(self) -> npt.NDArray[np.float32]:
         """See ``Backend.states``."""

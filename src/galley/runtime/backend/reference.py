@@ -19,10 +19,12 @@ import numpy.typing as npt
 from galley.errors import EngineFault
 from galley.model.quant.blocks import dequantize
 from galley.model.spec import ModelSpec
+from galley.runtime.backend.rows import TILE, Linear
 from galley.runtime.plan import Drawn, Draws, Rows
 from galley.runtime.sampling.logits import draw
 
 if TYPE_CHECKING:
+    from galley.model.adapter import Adapter
     from galley.model.gguf import GGUF
 
 __all__ = ["Linear", "ReferenceBackend"]
@@ -32,70 +34,6 @@ Ints = npt.NDArray[np.int64]
 
 REVISION = 1
 """Raised whenever a change here changes the bits of a result."""
-
-TILE = 8
-"""Rows of every matrix product, the last tile padded with zeros."""
-
-
-class Linear:
-    """``x @ weight.T + bias`` whose rows do not depend on each other, nor on how many there are.
-
-    Products are made of exactly ``TILE`` rows. Whether this BLAS then treats all positions of the tile alike
-    is tried out once per shape; where it does not, rows are multiplied one by one.
-    """
-
-    __slots__ = ("bias", "tiled", "weight")
-
-    def __init__(self, weight: Floats, bias: Floats | None, proven: dict[tuple[int, ...], bool]) -> None:
-        """``weight`` float32 [outputs, inputs]; ``proven`` remembers shapes already tried."""
-        self.weight = weight
-        self.bias = bias
-        if weight.shape not in proven:
-            proven[weight.shape] = self._proves_tiles()
-        self.tiled = proven[weight.shape]
-
-    def __call__(self, x: Floats) -> Floats:
-        """float32 [rows, inputs] -> [rows, outputs]."""
-        rows = len(x)
-        out = np.empty((rows, len(self.weight)), dtype=np.float32)
-        if self.tiled:
-            for start in range(0, rows, TILE):
-                tile = x[start : start + TILE]
-                if len(tile) < TILE:
-                    padded = np.zeros((TILE, x.shape[1]), dtype=np.float32)
-                    padded[: len(tile)] = tile
-                    tile = padded
-                out[start : start + TILE] = self._product(tile)[: rows - start]
-        else:
-            for row in range(rows):
-                out[row] = self.weight @ np.ascontiguousarray(x[row])
-        if self.bias is not None:
-            out += self.bias
-        return out
-
-    @property
-    def nbytes(self) -> int:
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
-    def _product(self, tile: Floats) -> Floats:
-        """[TILE, inputs] -> [TILE, outputs]. Few columns on the right is the faster way round for BLAS."""
-        product: Floats = (self.weight @ np.ascontiguousarray(tile.T)).T
-        return product
-
-    def _proves_tiles(self) -> bool:
-        """One row at each position of tiles of other neighbours gives the same bits."""
-        rng = np.random.default_rng(0)
-        row: Floats = rng.standard_normal((self.weight.shape[1],), dtype=np.float32)
-        first: Floats | None = None
-        for position in range(TILE):
-            tile = rng.standard_normal((TILE, self.weight.shape[1]), dtype=np.float32)
-            tile[position] = row
-            found = self._product(tile)[position]
-            if first is None:
-                first = found
-            elif not np.array_equal(first, found):
-                return False
-        return True
 
 
 class _Layer:
@@ -171,6 +109,21 @@ class _Sequence:
         """Arena slot of every position up to ``length``."""
 
 
+class _Adapted:
+    """The rows of a step that have adapters, each with its adapter's pairs."""
+
+    def __init__(self, rows: dict[int, Mapping[str, tuple[Floats, Floats]]]) -> None:
+        self.rows = rows
+
+    def add(self, y: Floats, name: str, x: Floats) -> Floats:
+        """``y += B (A x)`` row by row, so that no row depends on another; ``y`` itself, changed."""
+        for row, pairs in self.rows.items():
+            if name in pairs:
+                a, b = pairs[name]
+                y[row] += b @ (a @ np.ascontiguousarray(x[row]))
+        return y
+
+
 class ReferenceBackend:
     """Satisfies ``Backend`` in numpy.
 
@@ -220,6 +173,7 @@ class ReferenceBackend:
         self._cos, self._sin = _rope_table(spec)
         self._logits: Floats = np.empty((0, spec.vocab), dtype=np.float32)
         self._states: Floats = np.empty((0, spec.hidden), dtype=np.float32)
+        self._adapters: dict[int, Mapping[str, tuple[Floats, Floats]]] = {}
         self._closed = False
         self.fingerprint = _fingerprint(source.tiled)
 
@@ -236,11 +190,16 @@ class ReferenceBackend:
         positions = np.concatenate([np.arange(s.context, s.length) for s in sequences])
         turn = self._cos[positions][:, None, :], self._sin[positions][:, None, :]
         x = self._embedding[tokens]
+        adapted = self._adapted(rows, sequences)
         for index, layer in enumerate(self._layers):
+            blk = f"blk.{index}."
             inner = rms_norm(x, layer.attn_norm, self._eps)
-            x = x + layer.o(self._attend(index, inner, turn, sequences))
+            mixed = self._attend(index, inner, turn, sequences, adapted)
+            x = x + adapted.add(layer.o(mixed), blk + "attn_output", mixed)
             inner = rms_norm(x, layer.ffn_norm, self._eps)
-            x = x + layer.down(silu(layer.gate(inner)) * layer.up(inner))
+            gate = adapted.add(layer.gate(inner), blk + "ffn_gate", inner)
+            inner = silu(gate) * adapted.add(layer.up(inner), blk + "ffn_up", inner)
+            x = x + adapted.add(layer.down(inner), blk + "ffn_down", inner)
         self._logits = self._head(rms_norm(x[out], self._norm, self._eps))
         self._states = rms_norm(x[states], self._norm, self._eps)
 
@@ -251,6 +210,13 @@ class ReferenceBackend:
     def logits(self) -> Floats:
         """See ``Backend.logits``."""
         return self._logits.copy()
+
+    def place_adapter(self, slot: int, adapter: "Adapter | None") -> None:
+        """See ``Backend.place_adapter``."""
+        if adapter is None:
+            self._adapters.pop(slot, None)
+        else:
+            self._adapters[slot] = adapter.pairs
 
     def states(self) -> Floats:
         """See ``Backend.states``."""
@@ -283,6 +249,17 @@ class ReferenceBackend:
         if self._closed or not 0 <= block < self.num_blocks:
             raise EngineFault(f"There is no KV block {block}.")
 
+    def _adapted(self, rows: Rows, sequences: list[_Sequence]) -> _Adapted:
+        """Raises EngineFault for a slot that is empty."""
+        found: dict[int, Mapping[str, tuple[Floats, Floats]]] = {}
+        for slot, sequence in zip(rows.adapters, sequences, strict=False):
+            if slot < 0:
+                continue
+            if slot not in self._adapters:
+                raise EngineFault(f"The adapter slot {slot} is empty.")
+            found |= dict.fromkeys(range(sequence.start, sequence.end), self._adapters[slot])
+        return _Adapted(found)
+
     @property
     def _eps(self) -> np.float32:
         return np.float32(self.spec.rms_eps)
@@ -304,13 +281,19 @@ class ReferenceBackend:
                 raise EngineFault(f"A block id lies outside 0..{self.num_blocks - 1}.")
 
     def _attend(
-        self, index: int, x: Floats, turn: tuple[Floats, Floats], sequences: list[_Sequence]
+        self,
+        index: int,
+        x: Floats,
+        turn: tuple[Floats, Floats],
+        sequences: list[_Sequence],
+        adapted: "_Adapted",
     ) -> Floats:
         """Attention of one layer, [rows, hidden] -> [rows, q_rows]; writes the rows' keys and values."""
         spec, layer, (cos, sin) = self.spec, self._layers[index], turn
-        q = layer.q(x).reshape(-1, spec.heads, spec.head_dim)
-        k = layer.k(x).reshape(-1, spec.kv_heads, spec.head_dim)
-        v = layer.v(x).reshape(-1, spec.kv_heads, spec.head_dim)
+        blk = f"blk.{index}."
+        q = adapted.add(layer.q(x), blk + "attn_q", x).reshape(-1, spec.heads, spec.head_dim)
+        k = adapted.add(layer.k(x), blk + "attn_k", x).reshape(-1, spec.kv_heads, spec.head_dim)
+        v = adapted.add(layer.v(x), blk + "attn_v", x).reshape(-1, spec.kv_heads, spec.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, self._eps), rms_norm(k, layer.k_norm, self._eps)
         q = rotate(q, cos, sin, spec.rope_interleaved) * np.float32(spec.head_dim**-0.5)

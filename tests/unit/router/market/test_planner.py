@@ -91,6 +91,15 @@ def test_what_may_be_taken_away_is_bought_only_where_a_deadline_bears_it():
     assert planner.plan(msgspec.structs.replace(WORK, steady=True), 0).match.lot.id == "firm"
 
 
+def test_what_would_be_late_by_itself_is_not_safe_for_having_notice():
+    firm = lot("firm", second_pico=1000, start_s=10)
+    loose = lot("loose", second_pico=10, preemptible=True, notice_s=600, start_s=60)
+    planner = Planner(desk(firm, loose), REFERENCE)
+    need = msgspec.structs.replace(WORK, deadline=HOUR + 59)
+    assert planner.plan(need, 0).match.lot.id == "firm"
+    assert planner.plan(need, 0, on="loose").match.lot.id == "loose"
+
+
 def test_no_more_is_exposed_than_could_move_at_once():
     firm = lot("firm", second_pico=1000, capacity=1)
     cheap = lot("cheap", second_pico=10, preemptible=True, notice_s=3600, capacity=9)

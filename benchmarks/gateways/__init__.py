@@ -1,0 +1,1 @@
+"""What a request pays for passing through a gateway: Galley, LiteLLM and Portkey beside a direct call."""
