@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from galley import values
 from galley.errors import ConfigError
 from galley.machine import Economics, Machine
 from galley.settings import SETTINGS, home_folder
@@ -350,23 +351,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"file:{path}: cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"file:{path}: not TOML: {error}") from error
-    flat = _flat(table)
+    flat = values.flat(table, SETTINGS)
     for key in flat:
         if key not in SETTINGS or not SETTINGS[key].in_file:
             known = [name for name, setting in SETTINGS.items() if setting.in_file]
             instead = f" Set it as {SETTINGS[key].env} instead." if key in SETTINGS else _nearest(key, known)
             raise ConfigError(f"file:{path}: unknown setting {key!r}.{instead}")
     return flat
-
-
-def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """By dotted key; what is a table, but no section of ours, stays whole, and is unknown."""
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        key = above + name
-        section = isinstance(value, dict) and any(known.startswith(key + ".") for known in SETTINGS)
-        found |= _flat(value, key + ".") if section else {key: value}
-    return found
 
 
 def _parse(key: str, value: Any, origin: str) -> Any:

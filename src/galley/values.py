@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -201,3 +201,13 @@ def one_of(*words: str) -> Callable[[Any], str]:
         return str(value)
 
     return parse
+
+
+def flat(table: Mapping[str, Any], known: Iterable[str], above: str = "") -> dict[str, Any]:
+    """A TOML table by dotted key. A table that is no section of the known keys stays whole."""
+    names, found = list(known), {}
+    for name, value in table.items():
+        key = above + name
+        section = isinstance(value, dict) and any(each.startswith(key + ".") for each in names)
+        found |= flat(value, names, key + ".") if section else {key: value}
+    return found
