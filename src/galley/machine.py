@@ -4,9 +4,11 @@ from fractions import Fraction
 
 import msgspec
 
+from galley import values
 from galley.errors import ConfigError
+from galley.setting import Setting
 
-__all__ = ["Economics", "Machine"]
+__all__ = ["MACHINE", "Economics", "Machine"]
 
 DAY_US = 86_400 * 10**6
 KWH = 3_600_000 * 10**9
@@ -76,3 +78,44 @@ class Economics(msgspec.Struct, frozen=True, kw_only=True):
     """The settings ``economics``."""
 
     machine: Machine
+
+
+MACHINE = (
+    Setting(
+        "economics.machine.price_usd",
+        "GALLEY_MACHINE_PRICE_USD",
+        values.dollars,
+        None,
+        "dollars this machine was bought for",
+    ),
+    Setting(
+        "economics.machine.lifetime_days",
+        "GALLEY_MACHINE_LIFETIME_DAYS",
+        values.integer(1, 36_500),
+        None,
+        "days over which that is spread",
+    ),
+    Setting(
+        "economics.machine.rent",
+        "GALLEY_MACHINE_RENT",
+        values.rent,
+        None,
+        "or what it is rented for, such as 0.80/h",
+    ),
+    Setting("economics.machine.watts", "GALLEY_MACHINE_WATTS", values.milliwatts, None, "watts it draws"),
+    Setting(
+        "economics.machine.electricity_usd",
+        "GALLEY_MACHINE_ELECTRICITY_USD",
+        values.dollars,
+        None,
+        "dollars a kilowatt-hour",
+    ),
+    Setting(
+        "economics.machine.memory_points",
+        "GALLEY_MACHINE_MEMORY_POINTS",
+        values.integer(0, 10_000),
+        1000,
+        "ten-thousandths of its price that whoever holds KV bears",
+    ),
+)
+"""Their rows of ``settings.SETTINGS``."""

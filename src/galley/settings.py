@@ -1,34 +1,16 @@
 """The table of settings: name, environment variable, reader, default and help of each."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from galley import values
+from galley.machine import MACHINE
+from galley.setting import Setting
 
 __all__ = ["DEFAULT_MODEL", "SETTINGS", "Setting", "home_folder"]
 
 DEFAULT_MODEL = "smollm2-135m"
-
-
-class Setting(msgspec.Struct, frozen=True):
-    """One row of the table below. ``parse`` takes text or a TOML value and raises ValueError saying why."""
-
-    key: str
-    env: str
-    parse: Callable[[Any], Any]
-    default: Any
-    help: str
-    secret: bool = False
-    in_file: bool = True
-
-    @property
-    def flag(self) -> str:
-        """``--kv-memory`` for ``engine.kv_memory``."""
-        return "--" + self.key.rpartition(".")[2].replace("_", "-")
 
 
 def home_folder(env: Mapping[str, str]) -> Path:
@@ -333,42 +315,7 @@ SETTINGS: dict[str, Setting] = {
             None,
             "USD per million tokens of local models, such as input=0.10,output=0.40,cached=0.01; default: 0",
         ),
-        Setting(
-            "economics.machine.price_usd",
-            "GALLEY_MACHINE_PRICE_USD",
-            values.dollars,
-            None,
-            "dollars this machine was bought for",
-        ),
-        Setting(
-            "economics.machine.lifetime_days",
-            "GALLEY_MACHINE_LIFETIME_DAYS",
-            values.integer(1, 36_500),
-            None,
-            "days over which that is spread",
-        ),
-        Setting(
-            "economics.machine.rent",
-            "GALLEY_MACHINE_RENT",
-            values.rent,
-            None,
-            "or what it is rented for, such as 0.80/h",
-        ),
-        Setting("economics.machine.watts", "GALLEY_MACHINE_WATTS", values.milliwatts, None, "watts it draws"),
-        Setting(
-            "economics.machine.electricity_usd",
-            "GALLEY_MACHINE_ELECTRICITY_USD",
-            values.dollars,
-            None,
-            "dollars a kilowatt-hour",
-        ),
-        Setting(
-            "economics.machine.memory_points",
-            "GALLEY_MACHINE_MEMORY_POINTS",
-            values.integer(0, 10_000),
-            1000,
-            "ten-thousandths of its price that whoever holds KV bears",
-        ),
+        *MACHINE,
         Setting(
             "approvals.tools",
             "GALLEY_APPROVALS_TOOLS",

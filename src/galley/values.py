@@ -205,7 +205,8 @@ def one_of(*words: str) -> Callable[[Any], str]:
 
 def flat(table: Mapping[str, Any], known: Iterable[str], above: str = "") -> dict[str, Any]:
     """A TOML table by dotted key. A table that is no section of the known keys stays whole."""
-    names, found = list(known), {}
+    names = list(known)
+    found: dict[str, Any] = {}
     for name, value in table.items():
         key = above + name
         section = isinstance(value, dict) and any(each.startswith(key + ".") for each in names)

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 LAYERS: list[tuple[str, ...]] = [
     ("galley.usage", "galley.routed", "galley.wants", "galley.types", "galley.errors"),
-    ("galley.values", "galley.machine", "galley.settings", "galley.config"),
+    ("galley.values", "galley.setting", "galley.machine", "galley.settings", "galley.config"),
     (
         "galley.kv",
         "galley.model",
