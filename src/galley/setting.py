@@ -9,7 +9,7 @@ __all__ = ["Setting"]
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """One row of ``settings.SETTINGS``. ``parse`` takes text or a TOML value and raises ValueError saying why."""
+    """A row of ``settings.SETTINGS``. ``parse`` takes text or a TOML value; it raises ValueError saying why."""
 
     key: str
     env: str
