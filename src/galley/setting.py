@@ -9,7 +9,7 @@ __all__ = ["Setting"]
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """A row of ``settings.SETTINGS``. ``parse`` takes text or a TOML value; it raises ValueError saying why."""
+    """A row of ``settings.SETTINGS``. ``parse`` takes text or a TOML value; ValueError says why not."""
 
     key: str
     env: str
