@@ -81,6 +81,8 @@ def cost(
         return
     if [as_json, csv_file == "-", html_file == "-"].count(True) > 1:
         raise click.UsageError("only one of --json, --csv - and --html - has room on stdout")
+    import msgspec
+
     from galley.economics.report import report
     from galley.economics.sheet import as_csv, sheets
     from galley.economics.sheet import as_json as plain
@@ -94,6 +96,7 @@ def cost(
             found = report(store, names, since=start.isoformat(), until=end.isoformat(), today=today)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
+    found = msgspec.structs.replace(found, checkpoint=checkpoint(session.config.audit.folder))
     if csv_file is not None:
         put(csv_file, as_csv(found))
     if html_file is not None:
@@ -111,6 +114,23 @@ def cost(
     if not found.good:
         click.echo(f"galley: the report does not hold: {why(found)}", err=True)
     ctx.exit(0 if found.good else 1)
+
+
+def checkpoint(folder: Path) -> dict[str, str] | None:
+    """What the audit log last signed, as it says itself (``galley audit verify`` verifies it); None without
+    a log. Raises BadNote for what is no checkpoint, ConfigError for what cannot be read."""
+    import base64
+
+    from galley.audit.note import parse_checkpoint
+
+    try:
+        note = (folder / "checkpoint").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{folder / 'checkpoint'}: cannot be read: {error}") from error
+    said = parse_checkpoint(note)
+    return {"origin": said.origin, "size": str(said.size), "root": base64.b64encode(said.root).decode()}
 
 
 def why(found: Any) -> str:
@@ -236,16 +256,25 @@ def units(session: Session, since: date | None, until: date | None, by: str, as_
 @cost.command()
 @SINCE
 @UNTIL
+@click.option(
+    "--busy",
+    metavar="SHARE",
+    help="Price as though the machine were busy this share of the time, such as 0.5; default: as it was.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_obj
-def prices(session: Session, since: date | None, until: date | None, as_json: bool) -> None:
+def prices(session: Session, since: date | None, until: date | None, busy: str | None, as_json: bool) -> None:
     """Derive a price list of our own, at which the period's requests pay for the machine.
 
     Cached tokens bear memory alone, which is their discount. Prices rest on how busy the machine was.
     """
     from galley.economics.ownprice import million, own_prices
+    from galley.economics.price import points
 
-    found = own_prices(divided(session, *period(since, until)[:2]))
+    share = None if busy is None else points(busy, "--busy")
+    if share == 0:
+        raise click.UsageError("--busy must be above 0")
+    found = own_prices(divided(session, *period(since, until)[:2]), busy_points=share)
     if as_json:
         print_json(
             {
@@ -260,9 +289,10 @@ def prices(session: Session, since: date | None, until: date | None, as_json: bo
         return
     rows = [(name, "$" + million(getattr(found, name))) for name in KINDS]
     print_table(("TOKENS", "USD PER MILLION"), rows, numbers=True)
+    was = "busy" if share is None else "taken as busy"
     click.echo(
-        f"from {found.requests} requests, the machine busy {found.busy_points / 100:.2f} % of the time; a "
-        f"cached token is {found.discount_points / 100:.2f} % cheaper"
+        f"from {found.requests} requests, the machine {was} {found.busy_points / 100:.2f} % of the time; "
+        f"a cached token is {found.discount_points / 100:.2f} % cheaper"
     )
     click.echo(f"to charge them: GALLEY_LOCAL_PRICE={found.setting}")
 

@@ -15,7 +15,7 @@ class OwnPrices(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         discount_points: of a cached token against an input token, in ten-thousandths.
-        busy_points: of the period, in ten-thousandths, what these prices rest on.
+        busy_points: of the time, in ten-thousandths: what these prices rest on.
     """
 
     input: int
@@ -31,7 +31,7 @@ class OwnPrices(msgspec.Struct, frozen=True, kw_only=True):
         return ",".join(f"{name}={million(getattr(self, name))}" for name in ("input", "output", "cached"))
 
 
-def own_prices(units: Units) -> OwnPrices:
+def own_prices(units: Units, busy_points: int | None = None) -> OwnPrices:
     """Prices at which the same requests pay for the machine of the period.
 
     Prefill money is borne by the prompt tokens that were computed, decode money by output tokens, and
@@ -39,7 +39,12 @@ def own_prices(units: Units) -> OwnPrices:
     proportion. A cached token was not computed, so it bears memory alone: that is its discount.
     Rounded up to a whole pico-dollar, so the list never earns less than the machine costs.
 
-    Raises ConfigError where the period has no computed prompt tokens or no output tokens to price.
+    Args:
+        busy_points: price as though the same work filled this share of a period, in ten-thousandths above 0;
+            None is the share it did fill.
+
+    Raises ConfigError where the period has no computed prompt tokens or no output tokens to price, or, with
+    ``busy_points``, no time of service.
     """
     fresh = sum(each.fresh_tokens for each in units.works)
     cached = sum(each.cached_tokens for each in units.works)
@@ -50,12 +55,17 @@ def own_prices(units: Units) -> OwnPrices:
             "that were computed and output tokens.",
             hint="galley log lists requests; --since and --until choose the period",
         )
+    cost = Fraction(units.cost)
+    if busy_points is not None:
+        if not units.busy_us:
+            raise ConfigError("No request of the period took any time, so its cost cannot be scaled.")
+        cost = cost * Fraction(units.busy_us, units.period_us) / Fraction(busy_points, 10_000)
     direct = [units.part(name) for name in ("prefill", "decode", "kv")]
     whole = sum(direct)
     # Each part carries overhead in proportion; with nothing direct (a machine that costs nothing but its
     # electricity) the overhead goes by tokens.
     raised = [
-        Fraction(part * units.cost, whole) if whole else Fraction(units.cost * count, fresh + output)
+        part * cost / whole if whole else count * cost / (fresh + output)
         for part, count in zip(direct, (fresh, output, 0), strict=True)
     ]
     held = raised[2] / (fresh + cached + output)
@@ -65,7 +75,7 @@ def own_prices(units: Units) -> OwnPrices:
         cached=prices[1],
         output=prices[2],
         discount_points=(prices[0] - prices[1]) * 10_000 // prices[0] if prices[0] else 0,
-        busy_points=units.busy_us * 10_000 // units.period_us,
+        busy_points=units.busy_us * 10_000 // units.period_us if busy_points is None else busy_points,
         requests=len(units.works),
     )
 

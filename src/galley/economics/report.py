@@ -4,7 +4,7 @@ Sums come from the charges; ``Report.ledger`` has the same sums from the lines, 
 they are equal. Everything but the proof is read in one transaction. Whole pico-dollars.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any
 
@@ -101,6 +101,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     unlisted: int
     succeeded: int
     proof: Audit
+    checkpoint: Mapping[str, str] | None = None
+    """Of the audit log, beside which the report was made: ``origin``, ``size``, ``root`` (base64)."""
 
     @property
     def exact(self) -> bool:

@@ -136,6 +136,9 @@ def facts(report: Report) -> Sheet:
             f"{proof.charges} charges",
         ),
     ]
+    if report.checkpoint is not None:
+        said = report.checkpoint
+        rows.append(("audit checkpoint", f"{said['origin']}, {said['size']} entries, root {said['root']}"))
     return Sheet("Facts", ("WHAT", "FIGURE"), rows)
 
 
@@ -223,6 +226,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "ceiling": report.ceiling,
         "unlisted": report.unlisted,
         "proof": {**msgspec.to_builtins(report.proof), "good": report.proof.good},
+        "audit_checkpoint": report.checkpoint,
         "good": report.good,
     }
 

@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from galley.audit.log import AuditLog
+from galley.audit.note import Signer
 from galley.cli.cost_page import page
 from galley.cli.main import invoke
 from galley.economics.acts import Subject
@@ -215,6 +217,15 @@ def test_the_command_prints_the_ledgers_totals(
     assert invoke(["cost", "--csv", "-", *span]) == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert [int(row["cost_pico"]), int(row["revenue_pico"])] == figures[:2]
+    log = AuditLog(tmp_path / "audit", Signer.kept(tmp_path / "audit.key"), sync=lambda fd: None)
+    log.append([b'{"id":"rcp_1","type":"request"}'])
+    log.close()
+    assert plain["audit_checkpoint"] is None
+    assert invoke(["cost", "--json", *span]) == 0
+    said = json.loads(capsys.readouterr().out)["audit_checkpoint"]
+    assert [said["origin"], said["size"], said["root"]] == (tmp_path / "audit/checkpoint").read_text(
+        encoding="utf-8"
+    ).splitlines()[:3]
     out = tmp_path / "page.html"
     assert invoke(["cost", "--by", "user", "--html", str(out), *span]) == 0
     parsed = Tables()

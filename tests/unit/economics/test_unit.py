@@ -233,5 +233,14 @@ def test_the_commands_divide_and_price(
     assert 0 < price.cached < price.input and 0 < listed["cached_discount_points"] < 10_000
     earned = 7 * (60 * price.input + 40 * price.cached + 20 * price.output)
     assert 0 <= earned - 192 * 10**11 < 7 * 120
+    assert invoke(["cost", "prices", "--json", "--busy", "0.5", *span]) == 0
+    half = json.loads(capsys.readouterr().out)
+    # 4.375 s of work, at 0.80 an hour, twice as much for half the time.
+    want = Fraction(192 * 10**11) * Fraction("4.375") / 86_400 * 2
+    prices = {name: int(half[f"{name}_pico"]) for name in ("input", "cached", "output")}
+    earned = 7 * (60 * prices["input"] + 40 * prices["cached"] + 20 * prices["output"])
+    assert 0 <= earned - want < 7 * 120 and half["busy_points"] == 5000
+    for bad in ("0", "2", "x"):
+        assert invoke(["cost", "prices", "--busy", bad, *span]) == 2
     assert invoke(["cost", "--by", "user", "prices"]) == 2
     assert invoke(["cost", "units", "--since", "2999-01-01", "--until", "2999-01-02"]) == 2
