@@ -41,7 +41,7 @@ def test_every_route_is_in_the_document():
     assert isinstance(APP, Access)
     served = {
         (method.lower(), route.path.replace(":path", ""))
-        for route in APP._app.routes  # type: ignore[attr-defined]
+        for route in APP._app._app.routes  # type: ignore[attr-defined]
         if isinstance(route, Route) and route.path not in NOT_LISTED
         for method in (route.methods or {"GET"}) - {"HEAD"}
     }
