@@ -252,8 +252,11 @@ void Battery::model(Type type) {
         Model m(shape, tensors, k_, 2, 8, kv);
         const auto step = [&](std::vector<int32_t> tokens, std::vector<int32_t> start, std::vector<int32_t> context,
                               std::vector<int32_t> blocks, std::vector<int32_t> block_start, std::vector<int32_t> out) {
-            m.step({tokens.data(), start.data(), context.data(), blocks.data(), block_start.data(), out.data(), (int)tokens.size(),
-                    (int)context.size(), (int)blocks.size(), (int)out.size()});
+            Step s{};
+            s.tokens = tokens.data(), s.seq_start = start.data(), s.context = context.data(), s.blocks = blocks.data();
+            s.block_start = block_start.data(), s.out = out.data(), s.count = (int)tokens.size(), s.sequences = (int)context.size();
+            s.block_count = (int)blocks.size(), s.outputs = (int)out.size();
+            m.step(s);
             for (int r = 0; r < m.outputs(); r++)
                 record_.put(std::string("model ") + type_name(type), m.logits() + (size_t)r * m.logits_stride(), shape.vocab);
         };

@@ -45,6 +45,7 @@ class Work:
         self.act = act
         self.after = after
         self.done: Future[Any] = Future()
+        self.done.set_running_or_notify_cancel()  # who stops waiting does not undo the act
 
 
 class Ledger:

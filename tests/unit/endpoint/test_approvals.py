@@ -19,6 +19,7 @@ from galley.audit.tiles import Tiles, Tree
 from galley.audit.warden import Warden
 from galley.endpoint.admin import Admin
 from galley.providers.fleet import Fleet
+from galley.router.router import Router
 from galley.types import Delta, ToolCallDelta
 from tests.unit.endpoint.conftest import Desk
 from tests.unit.endpoint.fake import FakeProvider
@@ -42,8 +43,9 @@ class Held:
         def never(name: str) -> object:
             raise AssertionError(name)
 
-        admin = Admin(fleet, key="adm", load=never, unload=never, approvals=self.queue)
         self.provider = FakeProvider(script=CALL)
+        no_adapters: Router = None  # type: ignore[assignment]
+        admin = Admin(fleet, key="adm", load=never, unload=never, router=no_adapters, approvals=self.queue)
         self.desk = open_desk(self.provider, admin=admin)
         self.desk.router.warden = Warden(self.queue, tools=[("pay", "write")], ttl_s=30)
         self.scribe = Scribe(

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from galley.errors import BadModelFile, Overloaded
+from galley.providers.adapters import Adapters
 from galley.providers.base import Meter, ModelCard
 from galley.providers.fleet import Fleet
 from galley.providers.resident import Resident
@@ -27,6 +28,7 @@ class Engineered:
 
     def __init__(self, kept=None):
         self.provider = FakeProvider()
+        self.provider.adapters = Adapters()
         self.model = kept or File()
         self.owner = kept is None
         self.bytes = 100
@@ -52,7 +54,7 @@ class Opener:
         self.given: list[object] = []
         self.fault: Exception | None = None
 
-    def __call__(self, kept):
+    def __call__(self, kept, adapters):
         assert self.gate.wait(10)
         if self.fault is not None:
             raise self.fault

@@ -109,7 +109,8 @@ async def test_without_tools_nothing_is_read_as_a_call(say):
         answer, _, engine = await say(GOOD, **more)
         message = answer.json()["choices"][0]["message"]
         assert "tool_calls" not in message and message["content"].endswith("</tool_call>")
-        assert engine.asked[0]["guide"] is None
+        # with tools in the template, `none` masks what opens a call
+        assert (engine.asked[0]["guide"] is None) == ("tools" in more)
 
 
 async def test_a_stop_string_ends_a_call_too(say):
