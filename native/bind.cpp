@@ -164,6 +164,9 @@ void dequantise(int type, Array<uint8_t> raw, nb::ndarray<float, nb::ndim<2>, nb
 }  // namespace
 
 NB_MODULE(_native, m) {
+    // `close` has freed weights and KV; what a thread's frame may still hold when the interpreter ends is an empty shell,
+    // and no news for who stops a server.
+    nb::set_leak_warnings(false);
     m.doc() = "Galley's CPU kernels. Use galley.runtime.backend.native.";
     m.def("isa_available", &isa_available, "Kernel sets this processor can run, best first.");
     m.def("affinity_count", &affinity_count, "Processors this process may run on.");
