@@ -81,6 +81,13 @@ def save(store: DiskStore, space: chain.Namespace, tokens: tuple[int, ...]) -> N
             return
 
 
+def put(file: Path, data: bytes | bytearray) -> None:
+    """In the place of whatever is there: writing into a pipe would wait for a reader."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        file.unlink()
+    file.write_bytes(data)
+
+
 def damage(dice: random.Random, path: Path) -> str:
     """Spoil one thing in the folder; says what."""
     files = sorted(file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
@@ -100,7 +107,7 @@ def flipped(dice: random.Random, file: Path, _: Path) -> None:
     for _ in range(dice.choice((1, 1, 3))):
         if data:
             data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
-    file.write_bytes(data)
+    put(file, data)
 
 
 def header(dice: random.Random, file: Path, _: Path) -> None:
@@ -110,7 +117,7 @@ def header(dice: random.Random, file: Path, _: Path) -> None:
     if at + 8 <= len(data):
         word = dice.choice((0, 1, 0x7FFFFFFF, 0xFFFFFFFF))
         data[at : at + 4] = word.to_bytes(4, "little")
-    file.write_bytes(data)
+    put(file, data)
 
 
 def cut(dice: random.Random, file: Path, _: Path) -> None:
@@ -124,8 +131,8 @@ def longer(dice: random.Random, file: Path, _: Path) -> None:
 
 def swapped(_: random.Random, file: Path, other: Path) -> None:
     data = contents(file)
-    file.write_bytes(contents(other))
-    other.write_bytes(data)
+    put(file, contents(other))
+    put(other, data)
 
 
 def gone(_: random.Random, file: Path, __: Path) -> None:
@@ -167,7 +174,7 @@ def stray(dice: random.Random, file: Path, _: Path) -> None:
     name = dice.choice(
         (".tmp-1-ab-1", ".tmp-99999999999-ab-1", "x.json", "-.kv", "ä.kv", "0" * 32, f"{'a' * 32}.kv")
     )
-    file.with_name(name).write_bytes(dice.choice(WORDS))
+    put(file.with_name(name), dice.choice(WORDS))
 
 
 def record(dice: random.Random, file: Path, _: Path) -> None:
@@ -182,7 +189,7 @@ def record(dice: random.Random, file: Path, _: Path) -> None:
     }
     fields |= {"until": dice.choice((None, 0, -1, 1e300, "x")), "blocks": dice.choice((-1, 2**70, "x"))}
     raw = dice.choice((*WORDS, json.dumps(fields).encode(), json.dumps(fields).encode()))
-    (sort / f"{name}.json").write_bytes(raw)
+    put(sort / f"{name}.json", raw)
 
 
 VERBS = ("load", "load", "load", "save", "touch", "pin", "drop", "hold", "sync", "clear", "again", "damage")
